@@ -1,12 +1,15 @@
 """The command line: every verb, real processes, one sentence and an honest exit code for every mistake."""
 
 import json
+import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -161,6 +164,140 @@ def test_seeds_make_a_comparison(tmp_path, capsys):
     assert [run.name for run in sorted(path.glob("seed-*"))] == ["seed-5", "seed-6"]
     assert (path / "report.html").exists()
     assert run("resume", path, "--quiet", capsys=capsys)[0] == 0
+
+
+SMALL = ("--features", 10, "--train", 200, "--test", 50, "--batch", 20, "--epochs", 2, "--spectra.modes", 0)
+SWEEP = ("sweep", "failures-linear", *SMALL)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--grid depht=2", r"unknown field 'depht' \(did you mean 'depth'\?\); allowed: depth, "),
+        ("--grid optimization.rat=2", r"did you mean 'optimization\.rate'"),
+        ("--grid publishd", r"unknown grid 'publishd' \(did you mean 'published'\?\)"),
+        ("--grid depth=", "--grid depth= has an empty value"),
+        ("--grid depth=2,x", "--depth takes a whole number; given 'x'"),
+        ("--grid failure=0,1.5", r"in \[0, 1\); given 1\.5"),
+        ("--grid d=1,3", "unknown value for --d '3'"),
+        ("--grid exact=perhaps", "--exact is true or false; given 'perhaps'"),
+        ("--grid failing=all,7", "layer 7 does not exist"),
+        ("--grid depth=2 --grid depth=3", "gives depth twice"),
+        ("--grid depth=2,3,2", "depth-2_seed-0 and depth-2_seed-0 are the same run"),
+        ("--grid depth=2 --depth 3", "depth is given by --grid and by --depth"),
+        ("--grid exact=true --no-exact", "exact is given by --grid and by --exact"),
+        ("--grid", "Missing value for argument '--grid'"),
+        ("", r"takes --grid FIELD=VALUE,VALUE,\.\.\. or --seeds .*has the grids: published"),
+        ("--seeds 0", "seeds is a whole number of at least 1; given 0"),
+        ("--seeds 2 --workers 0", "workers is a whole number of at least 1; given 0"),
+        ("--seeds 2 --seed -1", "a seed is"),
+        ("--seeds 2 --checkpoint-seconds nan", "checkpoint-seconds is a time"),
+        ("--seeds 2 --task 2", "task 2 does not exist: this sweep has 2 runs, numbered from 0"),
+        ("--seeds 2 --task -1", "task -1 does not exist"),
+        ("--seeds 2 --task 0 --workers 2", "--task is one run in this process"),
+        ("--seeds 2 --cluster 127.0.0.1:9 --workers 2", "--cluster brings its own workers"),
+        ("--seeds 2 --cluster nonsense", "no Dask scheduler answers at 'nonsense'"),
+        ("--seeds 2 --sedes 2", "did you mean '--seeds'"),
+    ],
+)
+def test_a_mistake_in_a_sweep_is_one_line_and_starts_nothing(words, message, tmp_path, capsys):
+    code, out, err = run(*SWEEP, *words.split(), "--out", tmp_path / "sweep", capsys=capsys)
+    assert (code, out) == (2, "")
+    assert re.search(message, err), err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_a_sweep_has_a_folder_by_default(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        assert run(*SWEEP, "--seeds", 2, "--quiet", capsys=capsys)[0] == 0
+        assert sorted(Path("runs").glob("*/seed-*")) == [Path(f"runs/failures-linear-sweep/seed-{k}") for k in (0, 1)]
+
+
+def test_a_sweep_whose_data_are_missing_starts_nothing(tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("SYNAPTOME_DATA", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    words = ["sweep", "failures-classifier", "--grid", "data=digits,mnist", "--out", tmp_path / "sweep"]
+    code, _, err = run(*words, capsys=capsys)
+    assert (code, "synaptome data fetch mnist" in err) == (3, True)
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_a_sweep_skips_what_is_done_resumes_what_is_broken_and_grows(tmp_path, capsys):
+    out = tmp_path / "sweep"
+    words = [*SWEEP, "--out", out, "--seeds", 2, "--seed", 3]
+    code, told, err = run(*words, "--grid", 'failing=all,"1,2"', capsys=capsys)
+    assert code == 0
+    names = [f"failing-{value}_seed-{seed}" for value in ("1,2", "all") for seed in (3, 4)]
+    assert sorted(path.parent.name for path in out.glob("*/recipe.json")) == names
+    assert re.findall(r"^(\S+): done", err, re.MULTILINE) == [*names[2:], *names[:2]]  # in the order of the grid
+    assert "±" in told
+    assert (out / "report.html").exists()
+    assert [read_run(out / name).recipe["options"]["failing"] for name in names] == ["1,2", "1,2", "all", "all"]
+    saved = {path: path.stat().st_mtime_ns for path in out.glob("*/checkpoints/*/*")}
+    assert saved
+    broken = out / names[0]
+    rows = [{k: v for k, v in row.items() if k != "seconds"} for row in read_run(broken).metrics]
+    (broken / "measures" / "summary.json").unlink()
+    shutil.rmtree(broken / "checkpoints" / "0000000020")
+    code, _, _ = run(*words, "--grid", 'failing=all,"1,2",none', "--threads", "1", capsys=capsys)
+    assert code == 0
+    assert len(list(out.glob("*/recipe.json"))) == 6
+    for path, when in saved.items():
+        assert (path.stat().st_mtime_ns == when) == ("0000000020" not in str(path) or broken not in path.parents), path
+    assert [{k: v for k, v in row.items() if k != "seconds"} for row in read_run(broken).metrics] == rows
+    code, told, err = run(*words, "--grid", "failing=all", "--train", 100, "--quiet", capsys=capsys)
+    assert (code, told) == (2, "")
+    assert f"{out / names[2]} holds another run: its train is 200, not 100" in err
+    for verb in ("resume", "report"):
+        assert run(verb, out, capsys=capsys)[0] == 0
+
+
+def test_values_reach_nested_fields_switches_and_lists(tmp_path, capsys):
+    grids = [("optimization.momentum", "0,0.9"), ("bias", "false"), ("robustness", "0 0.5,0.25")]
+    words = [word for field, values in grids for word in ("--grid", f"{field}={values}")]
+    out = tmp_path / "sweep"
+    assert run("sweep", "failures-classifier", *QUICK, *words, "--out", out, capsys=capsys)[0] == 0
+    recipes = [json.loads(path.read_text())["options"] for path in out.glob("*/recipe.json")]
+    found = {(r["optimization"]["momentum"], r["bias"], tuple(r["robustness"])) for r in recipes}
+    assert found == {(m, False, rates) for m in (0.0, 0.9) for rates in ((0.0, 0.5), (0.25,))}
+
+
+def test_a_named_grid_can_be_joined_by_fields_and_listed(capsys):
+    code, out, _ = run(
+        "sweep", "failures-linear", "--grid", "published", "--grid", "exact=true,false", "--list", capsys=capsys
+    )
+    published = RECIPES["failures-linear"].grids["published"]
+    lines = out.splitlines()
+    assert code == 0
+    assert len(lines) == 2 * math.prod(map(len, published.values()))
+    first = "_".join(f"{field}-{values[0]}" for field, values in published.items())
+    assert lines[:2] == [f"0 {first}_exact-true_seed-0", f"1 {first}_exact-false_seed-0"]
+
+
+def test_a_task_of_a_sweep_is_one_run_of_it(tmp_path, capsys):
+    out = tmp_path / "sweep"
+    words = [*SWEEP, "--grid", "depth=2,3", "--seeds", 2, "--out", out, "--quiet"]
+    assert run(*words, "--task", 2, capsys=capsys)[::2] == (0, "")
+    assert [path.name for path in out.iterdir()] == ["depth-3_seed-0"]
+    assert read_run(out / "depth-3_seed-0").summary
+    assert run(*words, "--task", 2, capsys=capsys)[0] == 0
+    assert run(*words, capsys=capsys)[0] == 0  # the whole goes on from there
+    assert all(read_run(path.parent).summary for path in out.glob("*/recipe.json"))
+    assert len(list(out.glob("*/recipe.json"))) == 4
+
+
+@pytest.mark.slow
+def test_tasks_of_an_array_may_start_at_the_same_moment(tmp_path):
+    out = tmp_path / "shared" / "sweep"
+    children = [process(*SWEEP, "--seeds", 3, "--out", out, "--task", task) for task in (0, 1, 2, 2)]
+    codes = [child.wait(120) for child in children]
+    for child in children:
+        child.communicate()
+    assert codes[:2] == [0, 0]
+    assert sorted(codes[2:]) in ([0, 0], [0, 5])  # the fourth is told that the third is at work, or finds it finished
+    assert all(read_run(out / f"seed-{seed}").summary for seed in range(3))
 
 
 def test_config_of_another_recipe_is_refused(tmp_path, capsys):

@@ -33,7 +33,10 @@ def test_links_lead_somewhere(page):
 
 def commands():
     lines = [
-        line.partition("#")[0].strip() for page in PAGES for block in blocks(page, "sh") for line in block.split("\n")
+        line.partition("#")[0].strip()
+        for page in PAGES
+        for block in blocks(page, "sh")
+        for line in block.replace("\\\n", " ").split("\n")
     ]
     return sorted({line for line in lines if line.startswith("synaptome ")})
 
@@ -42,11 +45,12 @@ def commands():
 def test_commands_exist(command, capsys):
     """Each documented command is parsed as far as its help, which needs all its options to exist."""
     verb, *words = shlex.split(command)[1:]
-    assert verb in ("run", *cli.VERBS)
-    if verb == "run" and not words[0].startswith("-"):
-        assert words[0] in RECIPES
+    assert verb in ("run", "sweep", *cli.VERBS)
+    recipe = []
+    if verb in ("run", "sweep"):
+        recipe = ["failures-classifier"] if words[0].startswith("-") else words[:1]
+        assert recipe[0] in RECIPES
     options = {word for word in words if word.startswith("--")}
-    recipe = words[:1] if verb == "run" and not words[0].startswith("-") else ["failures-classifier"] * (verb == "run")
     with pytest.raises(SystemExit):
         cli.main([verb, *recipe, "--help"])
     told = capsys.readouterr().out

@@ -7,6 +7,8 @@ model = syn.rewire(model, syn.Failing(0.3), where="*.fc*")   # any model, in pla
 """
 
 from synaptome.synapses.failing import Failing, FailingLinear, Failures
+from synaptome.synapses.failing_conv import FailingConv2d
+from synaptome.synapses.failing_recurrent import FailingRNN, FailingRNNCell
 from synaptome.synapses.predict import Prediction, predict
 from synaptome.synapses.rewire import rewire
 from synaptome.synapses.wiring import Dense, Kind, Wiring
@@ -16,7 +18,10 @@ __version__ = "0.1.0"
 __all__ = [
     "Dense",
     "Failing",
+    "FailingConv2d",
     "FailingLinear",
+    "FailingRNN",
+    "FailingRNNCell",
     "Failures",
     "Kind",
     "Prediction",

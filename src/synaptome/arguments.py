@@ -8,7 +8,7 @@ import io
 import itertools
 import re
 from collections.abc import Sequence
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, get_origin, get_type_hints
 
 import tyro
 
@@ -44,9 +44,43 @@ def options(kind: Any, prefix: str = "--") -> list[str]:
         if dataclasses.is_dataclass(inner):
             flat = any(getattr(marker, "name", None) == "" for marker in markers)
             names += options(inner, prefix if flat else f"{prefix}{_hyphens(field.name)}.")
-        elif not markers:  # the only marked fields that are no dataclasses are positional
+        elif tyro.conf.Positional not in markers:
             names.append(prefix + _hyphens(field.name))
     return names
+
+
+def given(words: Sequence[str], option: str) -> list[str]:
+    """The values that an option has been given, in order, before the words as a whole can be parsed."""
+    found = []
+    for word, following in itertools.zip_longest(words, words[1:], fillvalue="--"):
+        name, equals, value = word.partition("=")
+        if name == option and (equals or not following.startswith("--")):
+            found.append(value if equals else following)
+    return found
+
+
+def assignment(kind: Any, field: str, value: str) -> list[str]:
+    """The words that give a field of the dataclass `kind` a value that is written as one word.
+
+    Args:
+        kind: a dataclass.
+        field: its field; of a nested dataclass with dots.
+        value: of a switch, true or false; of several values, these with spaces between them; of anything else, as
+            on the command line.
+
+    Raises:
+        ConfigurationError: a switch is neither true nor false.
+    """
+    *outer, name = field.replace("-", "_").split(".")
+    for part in outer:
+        kind = get_type_hints(kind)[part]
+    hint = get_type_hints(kind)[name]
+    if hint is bool:
+        if value.lower() not in ("true", "false"):
+            raise ConfigurationError(f"--{field} is true or false; given {value!r}")
+        switch = name if value.lower() == "true" else f"no-{name}"
+        return [f"--{_hyphens('.'.join([*outer, switch]))}"]
+    return [f"--{field}", *value.split()] if get_origin(hint) is tuple else [f"--{field}={value}"]
 
 
 def _explained(told: str, allowed: list[str], prog: str) -> ConfigurationError:

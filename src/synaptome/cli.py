@@ -1,160 +1,49 @@
-"""The command line: `synaptome VERB`. Each verb is a frozen dataclass of its options and a function."""
+"""The command line: `synaptome VERB`. Each verb is a function; its options are a frozen dataclass of `options`."""
 
 from __future__ import annotations
 
+import itertools
 import os
+import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, make_dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import field, make_dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 import torch
 import tyro
 from rich.console import Console
 
 from synaptome import __version__, arguments, data
-from synaptome.errors import ConfigurationError, RunError, SynaptomeError, unknown
+from synaptome.errors import ConfigurationError, Interrupted, RunError, SynaptomeError, WorkerLostError, unknown
 from synaptome.kernels import backends
+from synaptome.options import (
+    BenchOptions,
+    DataOptions,
+    DemoOptions,
+    DoctorOptions,
+    ListOptions,
+    ReportOptions,
+    ResumeOptions,
+    RunOptions,
+    SweepOptions,
+    VerifyOptions,
+)
 from synaptome.recipes import RECIPES, running
 from synaptome.recipes.demo import DEMO, SEEDS
+from synaptome.recipes.pools import Cluster
 from synaptome.recipes.recipe import Recipe, RunSettings
+from synaptome.recipes.sweep import Cell, Grid, cells, one_for_each_value, prepare_cells, read_grid
 from synaptome.report import summary_table, write_report
 from synaptome.training import progress
 from synaptome.training.environment import describe_environment
 from synaptome.training.run import RunRecord, read_run, remove_run, verify_run
 
-
-@dataclass(frozen=True)
-class RunOptions:
-    """How to run, beside what to run.
-
-    Args:
-        seed: of weights, failures, order and data.
-        seeds: how many runs, with seeds from --seed on, in OUT/seed-K, and their comparison.
-        workers: how many of these runs at a time, each in a process of its own.
-        out: the run's folder, new or empty; runs/RECIPE-DATE-TIME if not given.
-        data_dir: where data sets are looked for first.
-        device: auto takes a GPU if there is one.
-        threads: threads within an operation; as many as torch chooses, shared out among the workers, if not given.
-        config: a recipe.json of an earlier run, whose choices replace the defaults.
-        checkpoint_seconds: least time between two checkpoints.
-        quiet: no progress.
-    """
-
-    seed: int = 0
-    seeds: int = 1
-    workers: int = 1
-    out: Path | None = None
-    data_dir: Path | None = None
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    threads: int | None = None
-    config: Path | None = None
-    checkpoint_seconds: float = 30.0
-    quiet: bool = False
-
-
-@dataclass(frozen=True)
-class DemoOptions:
-    """Train digits with dense and with failing synapses, and compare.
-
-    Args:
-        out: folder of the runs and the report; runs that an earlier demo left there are replaced.
-        threads: threads within an operation; networks this small do not gain from a second.
-        quiet: no progress.
-    """
-
-    out: Path = Path("runs/demo")
-    threads: int = 1
-    quiet: bool = False
-
-
-@dataclass(frozen=True)
-class ResumeOptions:
-    """Go on with a stopped or killed run, or with all the runs of a folder of seeds.
-
-    Args:
-        run: the run's folder.
-        checkpoint: go on from the checkpoint of this step instead of the newest.
-        workers: how many runs at a time, each in a process of its own.
-        checkpoint_seconds: least time between two checkpoints.
-        quiet: no progress.
-    """
-
-    run: tyro.conf.Positional[Path]
-    checkpoint: int | None = None
-    workers: int = 1
-    checkpoint_seconds: float = 30.0
-    quiet: bool = False
-
-
-@dataclass(frozen=True)
-class ReportOptions:
-    """Write the report of a run, or the comparison of several, and print its table.
-
-    Args:
-        runs: run folders, or folders of seeds.
-        out: the file; report.html in the run's folder, or comparison.html in the working folder, if not given.
-    """
-
-    runs: tyro.conf.Positional[tuple[Path, ...]]
-    out: Path | None = None
-
-
-@dataclass(frozen=True)
-class VerifyOptions:
-    """Check every file of a run.
-
-    Args:
-        run: the run's folder.
-    """
-
-    run: tyro.conf.Positional[Path]
-
-
-@dataclass(frozen=True)
-class DoctorOptions:
-    """Say what is installed, what is in use and why, and where data is found.
-
-    Args:
-        data_dir: where data sets are looked for first.
-    """
-
-    data_dir: Path | None = None
-
-
-@dataclass(frozen=True)
-class ListOptions:
-    """List the recipes."""
-
-
-@dataclass(frozen=True)
-class DataOptions:
-    """List the data sets and where they are found, or fetch one.
-
-    Args:
-        action: list, or fetch.
-        name: the data set to fetch.
-        data_dir: where to look first, or where to put what is fetched.
-    """
-
-    action: tyro.conf.Positional[Literal["list", "fetch"]] = "list"
-    name: tyro.conf.Positional[str | None] = None
-    data_dir: Path | None = None
-
-
-@dataclass(frozen=True)
-class BenchOptions:
-    """Run a benchmark of the source checkout, or list them.
-
-    Args:
-        name: which; all are listed if not given.
-    """
-
-    name: tyro.conf.Positional[str | None] = None
+_Options = TypeVar("_Options", bound=RunOptions)
 
 
 def demo(options: DemoOptions) -> None:
@@ -175,47 +64,67 @@ def run(words: Sequence[str]) -> None:
     if words and words[0] in ("-h", "--help"):
         print("usage: synaptome run RECIPE [--field value ...]\n\nsynaptome run RECIPE --help shows all fields.\n")
         return show_list(ListOptions())
-    earlier = _config(words)
-    if words and not words[0].startswith("-"):
-        name, words = words[0], words[1:]
-    elif earlier is not None:
-        name = earlier.recipe.name
-    else:
-        raise ConfigurationError(f"run takes a recipe: {', '.join(RECIPES)}; see: synaptome list")
-    if name not in RECIPES:
-        raise unknown("recipe", name, RECIPES)
-    if earlier is not None and earlier.recipe.name != name:
-        raise ConfigurationError(f"--config holds a {earlier.recipe.name}, not a {name}")
-    recipe, options = _recipe_and_options(name, words, earlier)
-    settings = RunSettings(
-        recipe,
-        options.seed,
-        running.resolve_device(options.device),
-        max(1, torch.get_num_threads() // max(1, options.workers)) if options.threads is None else options.threads,
-        None if options.data_dir is None else str(options.data_dir.resolve()),
-    )
+    name, words, earlier = _recipe_named("run", words)
+    recipe, options = _recipe_and_options(RunOptions, f"synaptome run {name}", words, earlier or RECIPES[name]())
+    settings = _settings(recipe, options)
     folder = options.out or Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
-    if options.seeds == 1:
+    if options.seeds > 1:
+        return _run_each(running.prepare_seeds(settings, options.seeds, folder), options, folder / "report.html")
+    view = progress.view(options.quiet)
+    record = running.start(settings, folder, progress=view, checkpoint_seconds=options.checkpoint_seconds)
+    return _show([record], folder / "report.html")
+
+
+def sweep(words: Sequence[str]) -> None:
+    """`sweep RECIPE --grid FIELD=VALUE,... [--field value ...]`: a run for each combination and seed."""
+    if words and words[0] in ("-h", "--help"):
+        arguments.parse(SweepOptions, ["--help"], "synaptome sweep RECIPE")
+    name, words, earlier = _recipe_named("sweep", words)
+    default, prog = earlier or RECIPES[name](), f"synaptome sweep {name}"
+    grid = _grid(RECIPES[name], words)
+
+    def chosen(values: Mapping[str, str]) -> tuple[Recipe, SweepOptions]:
+        assigned = [arguments.assignment(RECIPES[name], field, value) for field, value in values.items()]
+        return _recipe_and_options(SweepOptions, prog, [*words, *itertools.chain(*assigned)], default)
+
+    options = chosen({field: values[0] for field, values in grid.items()})[1]
+    if not grid and options.seeds == 1:
+        known = f"; {name} has the grids: {', '.join(RECIPES[name].grids)}" if RECIPES[name].grids else ""
+        raise ConfigurationError(f"a sweep takes --grid FIELD=VALUE,VALUE,... or --seeds with more than one{known}")
+    every = cells(grid, options.seeds, lambda values: _settings(*chosen(values)))
+    if options.list:
+        for index, cell in enumerate(every):
+            print(index, cell.name)
+        return
+    folder = options.out or Path("runs") / f"{name}-sweep"  # without a date, so that the same command goes on with it
+    if options.task is None:
+        if options.cluster is not None:
+            Cluster(options.cluster).close()  # say that it is not there before anything is written
+        _run_each(_prepared(every, options, folder), options, folder / "report.html", options.cluster)
+    elif 0 <= options.task < len(every):
+        (path,) = _prepared([every[options.task]], options, folder)
         view = progress.view(options.quiet)
-        records = [running.start(settings, folder, progress=view, checkpoint_seconds=options.checkpoint_seconds)]
+        record = running.resume(path, progress=view, checkpoint_seconds=options.checkpoint_seconds)
+        Console().print(summary_table([record]))
     else:
-        paths = running.prepare_seeds(settings, options.seeds, folder)
-        records = running.resume_each(paths, options.workers, options.quiet, options.checkpoint_seconds)
-    return _show(records, folder / "report.html")
+        raise ConfigurationError(
+            f"task {options.task} does not exist: this sweep has {len(every)} runs, numbered from 0"
+        )
 
 
 def resume(options: ResumeOptions) -> None:
-    """Go on with a run, or with each unfinished run of a folder of seeds."""
+    """Go on with a run, or with each unfinished run of a folder of seeds or of a sweep."""
     paths = _run_folders([options.run])
-    if paths == [options.run]:
-        view = progress.view(options.quiet)
-        seconds = options.checkpoint_seconds
-        records = [running.resume(paths[0], step=options.checkpoint, progress=view, checkpoint_seconds=seconds)]
-    elif options.checkpoint is not None:
-        raise ConfigurationError(f"--checkpoint is of one run, and {options.run} holds {len(paths)}: name one of them")
-    else:
-        records = running.resume_each(paths, options.workers, options.quiet, options.checkpoint_seconds)
-    _show(records, options.run / "report.html")
+    if paths != [options.run]:
+        if options.checkpoint is not None:
+            raise ConfigurationError(
+                f"--checkpoint is of one run, and {options.run} holds {len(paths)}: name one of them"
+            )
+        return _run_each(paths, options, options.run / "report.html")
+    view = progress.view(options.quiet)
+    seconds = options.checkpoint_seconds
+    record = running.resume(paths[0], step=options.checkpoint, progress=view, checkpoint_seconds=seconds)
+    return _show([record], options.run / "report.html")
 
 
 def report(options: ReportOptions) -> None:
@@ -292,21 +201,29 @@ def bench(options: BenchOptions) -> None:
 
 
 class Verb(NamedTuple):
-    """A verb: its options, and what it does."""
+    """A verb: what it does, in a line, and how, from the words behind it."""
 
-    options: type[Any]
-    act: Callable[[Any], None]
+    summary: str
+    act: Callable[[Sequence[str]], None]
+
+
+def _verb(name: str, options: type[Any], act: Callable[[Any], None]) -> Verb:
+    """A verb all of whose words are options."""
+    summary = (options.__doc__ or "").splitlines()[0]
+    return Verb(summary, lambda words: act(arguments.parse(options, words, f"synaptome {name}")))
 
 
 VERBS: dict[str, Verb] = {
-    "demo": Verb(DemoOptions, demo),
-    "resume": Verb(ResumeOptions, resume),
-    "report": Verb(ReportOptions, report),
-    "verify": Verb(VerifyOptions, verify),
-    "list": Verb(ListOptions, show_list),
-    "data": Verb(DataOptions, show_data),
-    "doctor": Verb(DoctorOptions, doctor),
-    "bench": Verb(BenchOptions, bench),
+    "run": Verb("Start a run of a recipe.", run),
+    "sweep": Verb((SweepOptions.__doc__ or "").splitlines()[0], sweep),
+    "demo": _verb("demo", DemoOptions, demo),
+    "resume": _verb("resume", ResumeOptions, resume),
+    "report": _verb("report", ReportOptions, report),
+    "verify": _verb("verify", VerifyOptions, verify),
+    "list": _verb("list", ListOptions, show_list),
+    "data": _verb("data", DataOptions, show_data),
+    "doctor": _verb("doctor", DoctorOptions, doctor),
+    "bench": _verb("bench", BenchOptions, bench),
 }
 
 
@@ -329,51 +246,90 @@ def main(words: Sequence[str] | None = None) -> int:
 def _dispatch(words: Sequence[str]) -> None:
     if not words or words[0] in ("-h", "--help"):
         print("usage: synaptome VERB [options]; synaptome VERB --help shows them\n")
-        print(f"  {'run':8} Start a run of a recipe.")
         for name, verb in VERBS.items():
-            print(f"  {name:8} {(verb.options.__doc__ or '').splitlines()[0]}")
+            print(f"  {name:8} {verb.summary}")
     elif words[0] == "--version":
         print(__version__)
-    elif words[0] == "run":
-        run(words[1:])
     elif words[0] in VERBS:
-        verb = VERBS[words[0]]
-        verb.act(arguments.parse(verb.options, words[1:], f"synaptome {words[0]}"))
+        VERBS[words[0]].act(words[1:])
     else:
-        raise unknown("verb", words[0], ("run", *VERBS))
+        raise unknown("verb", words[0], VERBS)
 
 
-def _recipe_and_options(name: str, words: Sequence[str], earlier: RunSettings | None) -> tuple[Recipe, RunOptions]:
-    """Parse a recipe's fields and the run's options together."""
-    recipe = RECIPES[name]() if earlier is None else earlier.recipe
-    options = RunOptions()
-    if earlier is not None:
-        folder = None if earlier.data_dir is None else Path(earlier.data_dir)
-        device: Any = earlier.device
-        options = replace(options, seed=earlier.seed, device=device, threads=earlier.threads, data_dir=folder)
+def _recipe_named(verb: str, words: Sequence[str]) -> tuple[str, Sequence[str], RunSettings | None]:
+    """The recipe that is meant, the words behind it, and the settings in the file behind --config."""
+    earlier = None
+    if configs := arguments.given(words, "--config"):
+        earlier = running.read_settings(Path(configs[-1]))
+    elif words and words[-1] == "--config":
+        raise ConfigurationError("--config takes a file: the recipe.json of an earlier run")
+    if words and not words[0].startswith("-"):
+        name, words = words[0], words[1:]
+    elif earlier is not None:
+        name = earlier.recipe.name
+    else:
+        raise ConfigurationError(f"{verb} takes a recipe: {', '.join(RECIPES)}; see: synaptome list")
+    if name not in RECIPES:
+        raise unknown("recipe", name, RECIPES)
+    if earlier is not None and earlier.recipe.name != name:
+        raise ConfigurationError(f"--config holds a {earlier.recipe.name}, not a {name}")
+    return name, words, earlier
+
+
+def _recipe_and_options(
+    kind: type[_Options], prog: str, words: Sequence[str], default: Recipe | RunSettings
+) -> tuple[Recipe, _Options]:
+    """Parse a recipe's fields and the options of a verb together; what is not given is taken from the default."""
+    recipe = default.recipe if isinstance(default, RunSettings) else default
+    options = kind()
+    if isinstance(default, RunSettings):
+        folder = None if default.data_dir is None else Path(default.data_dir)
+        device: Any = default.device
+        options = replace(options, seed=default.seed, device=device, threads=default.threads, data_dir=folder)
     here = tyro.conf.arg(name="")
-    kind = make_dataclass(
+    both = make_dataclass(
         "Run",
         [
             ("recipe", Annotated[type(recipe), here], field(default_factory=lambda: recipe)),
-            ("options", Annotated[RunOptions, here], field(default_factory=lambda: options)),
+            ("options", Annotated[kind, here], field(default_factory=lambda: options)),
         ],
         frozen=True,
     )
-    kind.__doc__ = f"{recipe.summary} ({recipe.paper})."
-    parsed: Any = arguments.parse(kind, words, f"synaptome run {name}")
+    both.__doc__ = f"{recipe.summary} ({recipe.paper})."
+    parsed: Any = arguments.parse(both, words, prog)
     return parsed.recipe, parsed.options
 
 
-def _config(words: Sequence[str]) -> RunSettings | None:
-    """The settings in the file behind --config, which must be known before the rest can be parsed."""
-    for index, word in enumerate(words):
-        option, equals, value = word.partition("=")
-        if option == "--config":
-            if not equals and index + 1 == len(words):
-                raise ConfigurationError("--config takes a file: the recipe.json of an earlier run")
-            return running.read_settings(Path(value if equals else words[index + 1]))
-    return None
+def _settings(recipe: Recipe, options: RunOptions) -> RunSettings:
+    """The settings of a run, with all that was left open resolved."""
+    elsewhere = isinstance(options, SweepOptions) and options.cluster is not None
+    check = options.device == "auto" or not elsewhere  # a cluster may have devices that are not here
+    device = running.resolve_device(options.device) if check else options.device
+    threads = options.threads
+    if threads is None:
+        threads = 1 if elsewhere else max(1, torch.get_num_threads() // options.workers)
+    data_dir = None if options.data_dir is None else str(options.data_dir.resolve())
+    return RunSettings(recipe, options.seed, device, threads, data_dir)
+
+
+def _grid(recipe: type[Recipe], words: Sequence[str]) -> Grid:
+    """What --grid asks for; a ConfigurationError if a field of it is chosen otherwise too."""
+    fields = [option.removeprefix("--") for option in arguments.options(recipe)]
+    grid = read_grid(arguments.given(words, "--grid"), fields, recipe.grids)
+    names = [word.partition("=")[0].replace("_", "-") for word in words if word.startswith("--")]
+    chosen = {re.sub(r"(^--|\.)no-", r"\1", name) for name in names}  # --no-bias and --optimization.no-nesterov
+    for name in grid:
+        if f"--{name}" in chosen:
+            raise ConfigurationError(f"{name} is given by --grid and by --{name}; choose one of them")
+    return grid
+
+
+def _prepared(chosen: Sequence[Cell], options: SweepOptions, out: Path) -> list[Path]:
+    """The folders of cells, once every value has been tried out without writing anything."""
+    for cell in one_for_each_value(chosen):
+        running.build(replace(cell.settings, device="cpu") if options.cluster is not None else cell.settings)
+    left_open = {"threads": options.threads is None, "device": options.device == "auto"}
+    return prepare_cells(chosen, out, [name for name, is_open in left_open.items() if is_open])
 
 
 def _run_folders(paths: Sequence[Path]) -> list[Path]:
@@ -385,6 +341,24 @@ def _run_folders(paths: Sequence[Path]) -> list[Path]:
             raise RunError(f"{path} is not a run folder, and holds none: no recipe.json in it")
         found += inner or [path]
     return found
+
+
+def _run_each(
+    paths: list[Path], options: RunOptions | ResumeOptions, destination: Path, cluster: str | None = None
+) -> None:
+    """Run or resume several prepared runs and compare them; failures are told after the comparison of the rest."""
+    failure: SynaptomeError | None = None
+    try:
+        running.resume_each(paths, options.workers, options.quiet, options.checkpoint_seconds, cluster)
+    except (Interrupted, WorkerLostError):
+        raise
+    except SynaptomeError as error:
+        failure = error
+    finished = [record for record in map(read_run, paths) if record.summary]
+    if finished:
+        _show(finished, destination)
+    if failure is not None:
+        raise failure
 
 
 def _show(records: Sequence[RunRecord], destination: Path) -> None:

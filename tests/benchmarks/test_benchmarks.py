@@ -211,11 +211,23 @@ def test_trainer_epochs_quick_says_when_its_examples_are_synthetic(tmp_path):
         assert float(row["per_second"]) > 0
 
 
-def test_failing_linear_quick_measures_every_contestant(tmp_path):
-    command = [sys.executable, BENCHMARKS / "failing_linear.py", "--quick", "--threads", "1", "--out", tmp_path]
+@pytest.mark.parametrize(
+    ("script", "contestants", "notes"),
+    [
+        ("failing_linear", ["explicit", "reference", "cpu", "dense"], ["forward", "forward + backward"]),
+        (
+            "failing_conv2d",
+            ["explicit", "one-by-one", "reference", "cpu", "gaussian", "plain"],
+            ["forward", "forward + backward"],
+        ),
+        ("linear_theory", ["explicit", "cpu", "exact"], ["N = 100"] * 2),
+    ],
+)
+def test_quick_measures_every_contestant(tmp_path, script, contestants, notes):
+    command = [sys.executable, BENCHMARKS / f"{script}.py", "--quick", "--threads", "1", "--out", tmp_path]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)
     assert done.returncode == 0, done.stderr
-    with (tmp_path / "failing-linear.csv").open(newline="") as file:
+    with (tmp_path / f"{script.replace('_', '-')}.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [row["contestant"] for row in rows] == ["explicit", "reference", "cpu", "dense"] * 2
-    assert [row["note"].partition(",")[0] for row in rows] == ["forward"] * 4 + ["forward + backward"] * 4
+    assert [row["contestant"] for row in rows] == contestants * len(notes)
+    assert [row["note"].partition(",")[0] for row in rows] == [note for note in notes for _ in contestants]

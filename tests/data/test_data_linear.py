@@ -1,15 +1,17 @@
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from synaptome.data import linear_regression, load
-from synaptome.data.covariance import symmetric_root
+from synaptome.data import Population, linear_regression, load
+from synaptome.data.covariance import read_covariance, symmetric_root
 from synaptome.data.linear import linear_teacher
-from synaptome.errors import ConfigurationError
+from synaptome.errors import ConfigurationError, DataError
 
 
 def test_the_teacher_of_one_output_is_the_mean_direction():
@@ -152,3 +154,42 @@ def test_the_root_is_symmetric_and_squares_to_the_covariance(size, rank, seed):
     assert np.allclose(root, root.T)
     assert np.allclose(root @ root, covariance, atol=1e-9 * max(1.0, np.abs(covariance).max()))
     assert np.linalg.eigvalsh(root).min() > -1e-7
+
+
+@pytest.mark.parametrize("correlated", [False, True])
+def test_a_population_has_the_covariance_exactly(correlated):
+    covariance = 0.6 ** np.abs(np.subtract.outer(np.arange(7), np.arange(7))) if correlated else None
+    pairs = linear_regression(7, 2, train=300, covariance=covariance, population=True, dtype=torch.float64)
+    whole = pairs.train[:10]
+    moments = (whole.inputs.T @ whole.inputs / len(whole.inputs)).numpy()
+    assert np.allclose(moments, np.eye(7) if covariance is None else covariance, atol=1e-12)
+    assert torch.allclose(whole.targets, whole.inputs @ pairs.teacher.T)
+    assert len(pairs.train) == 300
+    assert len(pairs.train.order(0, 3)) == 300
+    assert isinstance(pairs.train.to("cpu"), Population)
+    drawn = linear_regression(7, 2, train=300, covariance=covariance, dtype=torch.float64)
+    assert torch.equal(drawn.test.inputs, pairs.test.inputs)  # tested on the same examples
+
+
+def test_a_covariance_is_read_from_a_file(tmp_path):
+    matrix = np.array([[2.0, 0.5], [0.5, 1.0]])
+    np.save(tmp_path / "sigma.npy", matrix)
+    (tmp_path / "sigma.csv").write_text("2, 0.5\n0.5, 1\n")
+    (tmp_path / "sigma.txt").write_text("2 0.5\n0.5 1\n")
+    for name in ("sigma.npy", "sigma.csv", "sigma.txt"):
+        assert np.array_equal(read_covariance(tmp_path / name), matrix)
+
+
+def test_a_file_that_holds_no_covariance_is_refused(tmp_path):
+    np.save(tmp_path / "pickled.npy", np.array([{"a": 1}], object), allow_pickle=True)
+    (tmp_path / "words.csv").write_text("one, two\n")
+    (tmp_path / "ragged.txt").write_text("1 2\n3\n")
+    whole = io.BytesIO()
+    np.save(whole, np.eye(4))
+    (tmp_path / "cut.npy").write_bytes(whole.getvalue()[:-20])
+    # A header that claims a terabyte.
+    (tmp_path / "bomb.npy").write_bytes(whole.getvalue().replace(b"(4, 4)", b"(400000, 400000)")[:200])
+    (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00")
+    for name in ("pickled.npy", "words.csv", "ragged.txt", "cut.npy", "bomb.npy", "binary.txt", "missing.npy"):
+        with pytest.raises(DataError, match=f"the covariance in .*{name} cannot be read"):
+            read_covariance(tmp_path / name)

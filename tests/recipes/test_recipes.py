@@ -1,10 +1,16 @@
 """Recipes: every field arrives, recipe.json is strict, and what is wrong is refused before anything is written."""
 
+import contextlib
 import dataclasses
 import json
+import multiprocessing
+import os
+import signal
+import threading
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -14,11 +20,13 @@ import synaptome as syn
 from synaptome import data
 from synaptome.errors import ConfigurationError, NumericError, SynaptomeError, WorkerLostError
 from synaptome.learning.optimization import Optimization
-from synaptome.recipes import RECIPES, running, workers
+from synaptome.recipes import RECIPES, running
 from synaptome.recipes.demo import DEMO
-from synaptome.recipes.failures import FailuresClassifier, FailuresLinear
+from synaptome.recipes.failures import FailuresClassifier
+from synaptome.recipes.failures_linear import FailuresLinear, FailuresSemantic
 from synaptome.recipes.recipe import RunSettings
 from synaptome.report.citations import BIBTEX
+from synaptome.training.measures import read_final, read_series
 from synaptome.training.run import read_run, verify_run
 
 CPU = torch.device("cpu")
@@ -101,6 +109,11 @@ def test_bad_recipe_json_is_refused_by_name(tmp_path, path, value, message):
         (FailuresClassifier, {"output": "softmax"}, "twice is wrong"),
         (FailuresLinear, {"correlation": 1.0}, "correlation"),
         (FailuresLinear, {"features": 0}, "features is a whole number"),
+        (FailuresLinear, {"correlation": 0.5, "covariance": "sigma.npy"}, "give one of them"),
+        (FailuresLinear, {"noise": "uniform"}, "bernoulli"),
+        (FailuresLinear, {"failure": float("nan")}, r"in \[0, 1\)"),
+        (FailuresSemantic, {"epochs": 0}, "epochs is a whole number"),
+        (FailuresClassifier, {"robustness": (0.1, 1.0)}, r"in \[0, 1\); given 1.0"),
     ],
 )
 def test_recipes_refuse(recipe, options, message):
@@ -142,6 +155,64 @@ def test_linear_network_learns_the_teacher():
     torch.testing.assert_close((second @ first).detach(), examples.teacher, atol=0.02, rtol=0)
 
 
+@pytest.mark.parametrize("failing", ["none", "2", "1,3"])
+def test_the_exact_rule_knows_which_layers_fail(failing):
+    recipe = FailuresLinear(features=6, depth=3, failing=failing, failure=0.4, exact=True, train=10, batch=5)
+    experiment = recipe.experiment(0, CPU, None)
+    expected = {"none": [0.0, 0.0, 0.0], "2": [0.0, 0.4, 0.0], "1,3": [0.4, 0.0, 0.4]}
+    assert experiment.rule.failures == expected[failing]
+    assert experiment.rule.batch_size == 5
+    assert experiment.rule.model.layers[0].weight.dtype == torch.float64
+    with pytest.raises(ConfigurationError, match="layer 4 does not exist"):
+        FailuresLinear(features=6, depth=3, failing="4").experiment(0, CPU, None)
+
+
+@pytest.mark.parametrize("task", ["linear", "semantic"])
+def test_a_covariance_from_a_file_reaches_data_and_theory(tmp_path, monkeypatch, task):
+    size = 4
+    sigma = 0.3 * np.eye(size) + 0.7
+    np.savetxt(tmp_path / "sigma.txt", sigma)
+    monkeypatch.chdir(tmp_path)
+    if task == "linear":
+        recipe = FailuresLinear(features=size, covariance="sigma.txt", exact=True, train=10)
+    else:
+        recipe = FailuresSemantic(covariance="sigma.txt", exact=True)
+    assert recipe.covariance == str(tmp_path / "sigma.txt")  # found again from another working folder
+    experiment = recipe.experiment(0, CPU, None)
+    torch.testing.assert_close(experiment.rule.covariance, torch.from_numpy(sigma))
+    whole = experiment.data.train[:size]
+    torch.testing.assert_close(whole.inputs.mT @ whole.inputs / size, torch.from_numpy(sigma))
+    np.savetxt(tmp_path / "sigma.txt", np.eye(size + 1))
+    with pytest.raises(ConfigurationError, match="must be 4x4, one row for each input, got 5x5"):
+        recipe.experiment(0, CPU, None)
+
+
+def test_exact_and_sampled_runs_take_the_same_steps_and_are_measured_alike(tmp_path):
+    paths = []
+    for exact in (False, True):
+        recipe = FailuresLinear(features=8, d=2, depth=3, train=200, test=50, batch=20, epochs=3, exact=exact)
+        paths.append(tmp_path / f"exact-{exact}")
+        running.start(settings_of(recipe), paths[-1])
+    sampled, exact = (read_run(path).metrics for path in paths)
+    assert [(row["step"], row["epoch"]) for row in sampled] == [(row["step"], row["epoch"]) for row in exact]
+    series = [read_series(path, "spectra") for path in paths]
+    assert {key: t.shape for key, t in series[0].items()} == {key: t.shape for key, t in series[1].items()}
+    assert exact[-1]["step"] == 30
+    final = read_final(paths[1], "spectra")
+    torch.testing.assert_close(final["input/covariance"].float(), torch.eye(8), atol=1e-6, rtol=0)
+    torch.testing.assert_close(final["teacher/singular_values"], torch.tensor([1.0, 0.2]).double())
+
+
+def test_a_classifier_is_tested_with_failures_at_inference(tmp_path):
+    recipe = FailuresClassifier(epochs=3, failure=0.0, robustness=(0.0, 0.5, 0.9))
+    record = running.start(settings_of(recipe), tmp_path / "run")
+    tested = read_final(tmp_path / "run", "robustness")
+    assert tested["rate"].tolist() == [0.0, 0.5, 0.9]
+    accuracy = tested["accuracy"].mean(1).tolist()
+    assert accuracy[0] == pytest.approx(record.summary["test/accuracy"])
+    assert accuracy[0] > accuracy[1] > accuracy[2] > 0.1
+
+
 def test_citations_are_those_of_what_runs():
     assert FailuresClassifier(failure=0.0).experiment(0, CPU, None).citations == ()
     assert FailuresClassifier(failing="none").experiment(0, CPU, None).citations == ()
@@ -160,7 +231,7 @@ def test_start_runs_to_the_end(tmp_path, loss):
     assert record.summary["synapse"] == "failing 0.1"
     assert record.summary["parameters"] == 65 * 100 + 101 * 10
     assert record.summary["active_synapses"] == round(0.9 * 7400)
-    assert record.recipe["options"] == msgspec.to_builtins(recipe)
+    assert record.recipe["options"] == msgspec.json.decode(msgspec.json.encode(recipe))
     assert record.environment["threads"] == 1
     assert verify_run(tmp_path / "run")[-1] == "finished"
     assert running.resume(tmp_path / "run").summary == record.summary  # nothing is done twice
@@ -212,18 +283,26 @@ def test_a_seed_that_diverges_does_not_keep_the_rest_from_theirs(tmp_path):
     assert read_run(paths[1]).summary
 
 
-def test_a_killed_worker_is_told_and_the_rest_can_be_resumed(tmp_path, monkeypatch):
+def test_workers_that_are_killed_again_and_again_are_told_and_the_runs_can_be_resumed(tmp_path):
     settings = settings_of(FailuresClassifier(epochs=2, failure=0.2))
     paths = running.prepare_seeds(settings, 3, tmp_path / "runs")
-    command = workers._command
+    over = threading.Event()
 
-    def killed(path, *options):
-        return ["sh", "-c", "kill -9 $$"] if path == paths[1] else command(path, *options)
+    def kill_each():
+        while not over.wait(0.05):
+            for child in multiprocessing.active_children():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(child.pid, signal.SIGKILL)
 
-    monkeypatch.setattr(workers, "_command", killed)
-    with pytest.raises(WorkerLostError, match="seed-1 was killed by SIGKILL; go on with: synaptome resume"):
-        running.resume_each(paths, 2, True, 30.0)
-    monkeypatch.undo()
+    killer = threading.Thread(target=kill_each)
+    killer.start()
+    try:
+        told = r"a worker process died \(SIGKILL\), as did 3 before it; go on with: synaptome resume"
+        with pytest.raises(WorkerLostError, match=told):
+            running.resume_each(paths, 2, True, 30.0)
+    finally:
+        over.set()
+        killer.join()
     assert all(run.summary for run in running.resume_each(paths, 1, True, 30.0))
 
 

@@ -4,11 +4,13 @@ import re
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 
 from synaptome.report import write_report
 from synaptome.report.citations import BIBTEX
-from synaptome.report.figures import _page_svg
+from synaptome.report.drawing import page_svg
+from synaptome.training.run import read_run
 
 VOID = {"meta", "link"}
 
@@ -114,7 +116,7 @@ def test_colours_are_the_pages_own(report, comparison):
 )
 def test_the_font_is_the_pages_own_whichever_way_matplotlib_writes_it(font):
     svg = f'<svg xmlns="x"><text style="{font}; text-anchor: middle">1</text></svg>'
-    assert '<text style="font-size: 12px; text-anchor: middle">1</text>' in _page_svg(svg, "p", "label")
+    assert '<text style="font-size: 12px; text-anchor: middle">1</text>' in page_svg(svg, "p", "label")
 
 
 def legend_of(html):
@@ -163,6 +165,110 @@ def test_hostile_strings_stay_text(report, make_run):
     assert "<script>alert(1)</script>" in " ".join(page.text)
     for drawing in re.findall(r"<svg.*?</svg>", html, re.DOTALL):
         ElementTree.fromstring(drawing)
+
+
+@pytest.fixture
+def spectra(learned):
+    """Runs with measures: two seeds without failures, one with."""
+    return [learned(f"{failure}-{seed}", seed, failure, steps=4)[0] for failure, seed in ((0.0, 0), (0.0, 1), (0.5, 0))]
+
+
+def measures_of(html):
+    return html[html.index('<section class="measures">') : html.index("<h2>Configuration")]
+
+
+def test_a_page_with_measures_is_one_file_of_its_own(report, spectra, write_measures):
+    write_measures(spectra[0], "robustness", None, {"rate": [0.0, 0.5], "accuracy": [[0.9], [0.5]]})
+    html = report(*spectra)
+    page = Page(html)
+    for value in page.values("href") + page.values("src"):
+        assert value.startswith(("#", "data:,", "data:image/png;base64,", "report-data/"))
+    assert "url(" not in html.replace("url(#", "")
+    assert "<script" not in html
+    ids = page.values("id")
+    assert len(ids) == len(set(ids))
+    assert {value[1:] for value in page.values("href") if value.startswith("#")} <= set(ids)
+    drawings = re.findall(r"<svg.*?</svg>", html, re.DOTALL)
+    for drawing in drawings:
+        ElementTree.fromstring(drawing)
+        assert not re.search(r"#[0-9a-f]{6}\b", drawing)
+        assert "DejaVu" not in drawing
+        for name in set(re.findall(r"var\(--(\w+)\)", drawing)):
+            assert html.count(f"--{name}:") == 2  # light and dark
+    text = " ".join(page.text)
+    assert "Robustness is over all runs; all other figures are of each group's first run with measures:" in text
+    assert "0.0-0 (failure=0.0), 0.5-0 (failure=0.5)" in text
+
+
+def test_panels_of_groups_share_their_axes(report, spectra):
+    part = measures_of(report(*spectra))
+    norms = part[part.index("Frobenius norm") : part.index("Distribution of the weights")]
+    first, second = re.findall(r'<svg viewBox="[^"]*" role="img".*?</svg>', norms, re.DOTALL)
+    ticks = [re.findall(r'<text[^>]* x="([^"]+)" y="([^"]+)"[^>]*>([^<]*)<', drawing) for drawing in (first, second)]
+    assert len(ticks[0]) > 5
+    assert ticks[0] == ticks[1]
+    assert re.findall("<h5>([^<]*)</h5>", norms) == ["failure=0.0", "failure=0.5"]
+
+
+def test_no_more_than_six_groups_are_drawn_side_by_side(report, finished, write_measures):
+    runs = [finished(f"r{index}", failure=index / 10) for index in range(8)]
+    for run in runs:
+        write_measures(run, "spectra", {"step": [0, 1], "layer1/norm": [1.0, 2.0]})
+    part = measures_of(report(*runs))
+    assert "The first 6 groups are drawn side by side. Left out: failure=0.6; failure=0.7." in part
+    assert part.count('role="img"') == 6
+
+
+def test_without_measures_the_page_is_as_ever(report, finished, write_measures):
+    run = finished("a")
+    before = report(run)
+    write_measures(run, "spectra", {"step": [0, 1], "layer1/norm": [1.0, 2.0]})
+    after = report(run)
+    section = re.search(r'<section class="measures">.*?</section>\n', after, re.DOTALL)[0]
+    style = "<style>" + after.split("<style>")[2].split("</style>")[0] + "</style>"
+    assert after.replace(section, "").replace(style, "") == before
+    assert before.count("<style>") == 1
+    assert "--s0" not in before
+
+
+@pytest.mark.parametrize("name", ["spectra/00000", "spectra", "robustness"])
+@pytest.mark.parametrize("damage", ["cut", "changed", "empty"])
+def test_a_damaged_file_of_measures_is_named_and_the_rest_is_whole(report, learned, write_measures, name, damage):
+    run, _, _ = learned("a", depth=2, features=3, steps=1)
+    write_measures(run, "robustness", None, {"rate": [0.0, 0.5], "accuracy": [[0.9], [0.5]]})
+    whole = report(run)
+    file = run.path / "measures" / f"{name}.safetensors"
+    content = file.read_bytes()
+    changed = content[:-1] + bytes([content[-1] ^ 1])
+    file.write_bytes({"cut": content[: len(content) // 2], "changed": changed, "empty": b""}[damage])
+    html = report(run)
+    notices = re.findall(r'<p class="notice"><strong>Damaged:</strong> ([^<]*)</p>', html)
+    assert len(notices) == 1
+    assert str(file) in notices[0]
+    heads = set(re.findall("<h[34][^>]*>[^<]*</h[34]>", whole))
+    kept = set(re.findall("<h[34][^>]*>[^<]*</h[34]>", html))
+    assert kept < heads
+    for title in ("Robustness", "Frobenius norm of the weights", "Covariance of the inputs"):
+        lost = {"robustness": "Robustness", "spectra/00000": "Frobenius", "spectra": "Covariance"}[name]
+        assert (f">{title}<" in html) == (not title.startswith(lost))
+
+
+def test_hostile_names_in_measures_stay_text(report, make_run, write_measures):
+    bad = "<script>alert(1)</script> & \" ' ]]> <!-- {0} $x$"
+    for value in (1, 2):
+        run = make_run(f"<i>{value}", summary={"test/accuracy": 0.5}, options={bad: f"{bad}{value}"}, recipe=bad)
+        series = {"step": [0, 1], f"{bad}/norm": [1.0, 2.0], f"layer1/{bad}": [1.0, 2.0], "layer1/norm": [1.0, 2.0]}
+        write_measures(run, "spectra", series, {f"{bad}/left": [1.0], "input/covariance": np.eye(2) * value})
+        write_measures(run, "robustness", None, {"rate": [0.0, 0.5], "accuracy": [[0.9], [0.5]]})
+    runs = [read_run(run.path.parent / f"<i>{value}") for value in (1, 2)]
+    html = report(*runs)
+    page = Page(html)
+    assert {name for name, _, _ in page.attributes}.isdisjoint({"script", "i"})
+    assert "<!--" not in html
+    assert "<script>alert(1)</script>" in " ".join(page.text)
+    for drawing in re.findall(r"<svg.*?</svg>", html, re.DOTALL):
+        words = "".join(ElementTree.fromstring(drawing).itertext())
+        assert "alert" not in words  # labels of runs are in the page's own headings
 
 
 def test_an_unfinished_run_says_so(report, make_run):

@@ -30,6 +30,30 @@ def test_the_same_runs_give_the_same_bytes(tmp_path, finished):
     assert first == second
 
 
+def test_the_same_measures_give_the_same_bytes(tmp_path, learned):
+    runs = [learned(f"r{failure}", failure=failure, steps=3)[0] for failure in (0.0, 0.5)]
+    for name in ("x", "y"):
+        write_report(runs, tmp_path / name / "report.html")
+    assert files(tmp_path / "x") == files(tmp_path / "y")
+    assert "report-data/overlap.csv" in files(tmp_path / "x")
+    for name in files(tmp_path / "x"):
+        if (tmp_path / "x" / name).is_file():
+            assert (tmp_path / "x" / name).read_bytes() == (tmp_path / "y" / name).read_bytes()
+
+
+def test_a_metric_called_like_a_figure_of_measures_keeps_its_own_file(tmp_path, make_run, write_measures):
+    run = make_run("a", [{"step": 1, "train/norms": 7.0}])
+    write_measures(run, "spectra", {"step": [0, 1], "layer1/norm": [1.0, 2.0]})
+    write_report([run], tmp_path / "out" / "r.html")
+    data = tmp_path / "out" / "r-data"
+    assert (data / "norms.csv").read_text().splitlines()[1].split(",")[3] == "7.0"
+    assert (data / "norms-2.csv").read_text().splitlines()[1:] == [
+        "failing,,layer 1,0,1.0",
+        "failing,,layer 1,1,2.0",
+    ]
+    assert "r-data/norms-2.csv" in (tmp_path / "out" / "r.html").read_text()
+
+
 def test_writing_again_removes_data_that_are_no_longer_drawn(tmp_path, finished, make_run):
     out = tmp_path / "out"
     write_report([finished("a")], out / "report.html")

@@ -31,9 +31,10 @@ def count_synapses(model: nn.Module) -> SynapseCount:
     for module in model.modules():
         failures = getattr(module, "failures", None)
         survive = 1 - failures.rate if isinstance(failures, Failures) else 1.0
-        for parameter in module.parameters(recurse=False):
+        failing = getattr(module, "failing_weights", None)  # the names of those that may fail; without it, all may
+        for name, parameter in module.named_parameters(recurse=False):
             if parameter.dim() > 1 and id(parameter) not in seen:
                 seen.add(id(parameter))
                 synapses += parameter.numel()
-                active += survive * parameter.numel()
+                active += parameter.numel() * (survive if failing is None or name in failing else 1.0)
     return SynapseCount(parameters, synapses, round(active))

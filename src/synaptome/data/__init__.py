@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from synaptome.data.dataset import Batch, Dataset, Split, epoch_order
+from synaptome.data.dataset import Batch, Dataset, Population, Split, epoch_order
 from synaptome.data.fetch import fetch
 from synaptome.data.linear import linear_regression
 from synaptome.data.locate import search_path
@@ -14,6 +14,7 @@ __all__ = [
     "Availability",
     "Batch",
     "Dataset",
+    "Population",
     "Split",
     "available",
     "epoch_order",

@@ -3,16 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from synaptome.errors import ConfigurationError
+from synaptome.errors import ConfigurationError, DataError
 
 Covariance = Sequence[Sequence[float]] | npt.NDArray[np.floating] | Tensor
 
 TOLERANCE = 1e-6  # relative to the largest entry or eigenvalue: what rounding a matrix to float32 may leave
+
+
+def read_covariance(path: Path) -> npt.NDArray[np.float64]:
+    """A matrix from a .npy file, or from text with a row a line, its numbers parted by spaces or commas.
+
+    Nothing in the file is executed. What a covariance must be is checked by `symmetric_root`.
+
+    Raises:
+        DataError: the file is missing, or does not hold numbers.
+    """
+    try:
+        if path.suffix == ".npy":
+            # Mapped, so that a header that claims more than the file holds is refused before any memory is taken.
+            return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False), np.float64)
+        text = path.read_text(encoding="utf-8").replace(",", " ")
+        return np.loadtxt(text.splitlines(), dtype=np.float64, ndmin=2)
+    except (OSError, ValueError, TypeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise DataError(f"the covariance in {path} cannot be read: {reason}") from None
 
 
 def symmetric_root(covariance: Covariance, size: int, *, definite: bool = False) -> npt.NDArray[np.float64]:

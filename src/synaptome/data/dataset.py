@@ -52,7 +52,11 @@ class Split:
 
     def to(self, device: torch.device | str) -> Split:
         """The same split on another device."""
-        return Split(self.inputs.to(device), self.targets.to(device))
+        return replace(self, inputs=self.inputs.to(device), targets=self.targets.to(device))
+
+    def order(self, seed: int, epoch: int) -> Tensor:
+        """The order `[n]` (int64, on the CPU) in which an epoch visits the examples; see `epoch_order`."""
+        return epoch_order(len(self), seed, epoch)
 
     def batches(self, size: int) -> Iterator[Batch]:
         """Every example once, in stored order, in batches of at most `size`.
@@ -63,6 +67,30 @@ class Split:
         if size < 1:
             raise ConfigurationError(f"batch size must be at least 1, got {size}")
         return (self[start : start + size] for start in range(0, len(self), size))
+
+
+@dataclass(frozen=True)
+class Population(Split):
+    """A split that stands for a whole population: its few examples have the population's second moments exactly.
+
+    For learning rules that work with expectations. Every batch drawn of it is all of it.
+
+    Attributes:
+        size: how many examples an epoch counts.
+    """
+
+    size: int
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: Tensor | slice) -> Batch:
+        """All of it, whatever the index."""
+        return Batch(self.inputs, self.targets)
+
+    def order(self, seed: int, epoch: int) -> Tensor:
+        """Any order: each batch is the same."""
+        return torch.zeros(1, dtype=torch.int64).expand(self.size)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 
 from synaptome.data.covariance import Covariance, symmetric_root
-from synaptome.data.dataset import Dataset, Split
+from synaptome.data.dataset import Dataset, Population, Split
 from synaptome.data.streams import stream
 from synaptome.errors import ConfigurationError
 
@@ -27,6 +27,9 @@ def linear_regression(
     test: int = 1000,
     covariance: Covariance | None = None,
     seed: int = 0,
+    *,
+    population: bool = False,
+    dtype: torch.dtype = torch.float32,
 ) -> Dataset:
     """Inputs `x ~ N(0, Σ)` with the noiseless targets `W* x` of a linear teacher.
 
@@ -40,9 +43,12 @@ def linear_regression(
         test: number of test examples.
         covariance: Σ `[features, features]`; the identity when None.
         seed: of the inputs. The teacher is not random.
+        population: nothing is drawn for training: the training split is the `Population` of N examples whose second
+            moments are Σ exactly, and it counts `train` examples an epoch.
+        dtype: of all tensors.
 
     Returns:
-        A data set with float32 inputs `[n, features]`, float32 targets `[n, d]` and the teacher `W*` `[d, features]`.
+        A data set with inputs `[n, features]`, targets `[n, d]` and the teacher `W*` `[d, features]`.
 
     Raises:
         ConfigurationError: a size out of range, or Σ not square, of the right size, symmetric and positive
@@ -58,18 +64,25 @@ def linear_regression(
         inputs = stream(seed, f"linear {part}").standard_normal((examples, features))
         if root is not None:
             inputs = inputs @ root
-        inputs = inputs.astype(np.float32)
-        # The targets are those of the inputs as rounded, so that the teacher's error is rounding only.
-        targets = (inputs.astype(np.float64) @ weights.T).astype(np.float32)
-        return Split(torch.from_numpy(inputs), torch.from_numpy(targets))
+        return pairs(inputs)
 
+    def pairs(inputs: npt.NDArray[np.float64]) -> Split:
+        # The targets are those of the inputs as rounded, so that the teacher's error is rounding only.
+        rounded = torch.from_numpy(inputs).to(dtype)
+        return Split(rounded, (rounded.double() @ torch.from_numpy(weights).mT).to(dtype))
+
+    if population:
+        whole = pairs(sqrt(features) * (np.eye(features) if root is None else root))
+        learned: Split = Population(whole.inputs, whole.targets, size=train)
+    else:
+        learned = draw("train", train)
     shape = "identity" if covariance is None else "given"
     return Dataset(
         name=NAME,
-        train=draw("train", train),
+        train=learned,
         validation=None,
         test=draw("test", test),
-        teacher=torch.from_numpy(weights.astype(np.float32)),
+        teacher=torch.from_numpy(weights).to(dtype),
         source=f"generated: {features} Gaussian inputs, {shape} covariance, teacher of rank {d}, seed {seed}",
     )
 

@@ -22,7 +22,7 @@ HAS_PROPERTY = (  # a row for each item, a column for each property
 )
 
 
-def semantic_hierarchy(covariance: Covariance | None = None) -> Dataset:
+def semantic_hierarchy(covariance: Covariance | None = None, *, dtype: torch.dtype = torch.float32) -> Dataset:
     """The four items, as training set and as test set: there is nothing to generalise to, only an order of learning.
 
     The input-output covariance is `Σ_yx = Y' X / 4` `[7, 4]` and the teacher `W* = Σ_yx Σ_x⁻¹`, so that `Y = X W*'`.
@@ -33,9 +33,10 @@ def semantic_hierarchy(covariance: Covariance | None = None) -> Dataset:
         covariance: the uncentred input covariance `Σ_x` `[4, 4]`, positive definite (a linear map cannot tell dependent
             items apart). The inputs are then the rows of `X = 2 √Σ_x`, the symmetric root, so that `X' X / 4 = Σ_x`.
             None stands for `I / 4`: one-hot items.
+        dtype: of all tensors.
 
     Returns:
-        A data set with float32 inputs `[4, 4]`, float32 targets `[4, 7]` and the teacher `W*` `[7, 4]`.
+        A data set with inputs `[4, 4]`, targets `[4, 7]` and the teacher `W*` `[7, 4]`.
 
     Raises:
         ConfigurationError: the covariance is not 4x4, symmetric and positive definite.
@@ -44,13 +45,13 @@ def semantic_hierarchy(covariance: Covariance | None = None) -> Dataset:
     targets = np.array(HAS_PROPERTY, np.float64)
     inputs = np.eye(items) if covariance is None else items**0.5 * symmetric_root(covariance, items, definite=True)
     teacher = np.linalg.solve(inputs, targets).T
-    split = Split(torch.from_numpy(inputs.astype(np.float32)), torch.from_numpy(targets.astype(np.float32)))
+    split = Split(torch.from_numpy(inputs).to(dtype), torch.from_numpy(targets).to(dtype))
     shape = "one-hot items" if covariance is None else "items of given covariance"
     return Dataset(
         name=NAME,
         train=split,
         validation=None,
         test=split,
-        teacher=torch.from_numpy(np.ascontiguousarray(teacher, np.float32)),
+        teacher=torch.from_numpy(np.ascontiguousarray(teacher)).to(dtype),
         source=f"generated: {shape} with the properties of Saxe et al. 2019",
     )

@@ -1,5 +1,8 @@
 """The product with failures on the CPU, by Numba: the masks of `randomness.surviving`, made in registers.
 
+Beside it, for products that torch computes: the weights of a chunk of examples with their failures, and the transpose
+of that. They stand here because Numba's cache of a function does not see that one from another file has changed.
+
 Each function computes a range of rows of its result. Every number is summed by one thread in one order, so the bits do
 not depend on the number of threads. The inner loops are written so that LLVM makes vector code of them at the
 processor's full width: 32-bit arithmetic throughout (Numba would widen it to 64), and no branch.
@@ -23,6 +26,7 @@ from torch import Tensor
 from synaptome.kernels import randomness
 from synaptome.kernels.threads import in_threads
 
+GOLDEN_64 = 0x9E3779B97F4A7C15
 GOLDEN_32 = np.uint32(0x9E3779B1)
 EXAMPLES_AT_ONCE = 8  # a row of the weights is used for so many examples while it is in the first-level cache
 
@@ -30,41 +34,55 @@ EXAMPLES_AT_ONCE = 8  # a row of the weights is used for so many examples while 
 def product(x: Tensor, weight: Tensor, failure: float, key: Tensor) -> Tensor:
     """`[batch, in]` times `[out, in]` to `[batch, out]`, with failures, in float32 or float64."""
     y = x.new_empty(x.shape[0], weight.shape[0])
-    _run(_product, (x, weight), y, weight.shape, failure, key)
+    _run(_product, (x, weight), y, range(len(x)), weight.shape, failure, key)
     return y
 
 
 def input_grad(grad: Tensor, weight: Tensor, failure: float, key: Tensor) -> Tensor:
     """`[batch, out]` times `[out, in]` to `[batch, in]`, with the failures of the product."""
     by_x = grad.new_zeros(grad.shape[0], weight.shape[1])
-    _run(_input_grad, (grad, weight), by_x, weight.shape, failure, key)
+    _run(_input_grad, (grad, weight), by_x, range(len(grad)), weight.shape, failure, key)
     return by_x
 
 
 def weight_grad(grad: Tensor, x: Tensor, failure: float, key: Tensor) -> Tensor:
     """`[batch, out]` and `[batch, in]` to `[out, in]`, with the failures of the product."""
     by_weight = grad.new_zeros(grad.shape[1], x.shape[1])
-    _run(_weight_grad, (grad, x), by_weight, by_weight.shape, failure, key)
+    _run(_weight_grad, (grad, x), by_weight, range(len(x)), by_weight.shape, failure, key)
     return by_weight
+
+
+def masked_weight(weight: Tensor, examples: range, failure: float, key: Tensor) -> Tensor:
+    """Surviving weights of a range of examples, scaled: `[out, in]` to `[len(examples) * out, in]`."""
+    masked = weight.new_zeros(len(examples) * weight.shape[0], weight.shape[1])
+    _run(_masked_weight, (weight,), masked, examples, weight.shape, failure, key)
+    return masked
+
+
+def add_masked(total: Tensor, by_example: Tensor, examples: range, failure: float, key: Tensor) -> None:
+    """Add what survives of `[len(examples), out, in]`, scaled, to `[out, in]`, one example after the other."""
+    _run(_add_masked, (by_example,), total, examples, total.shape, failure, key)
 
 
 def _run(
     kernel: Callable[..., None],
-    operands: tuple[Tensor, Tensor],
+    operands: tuple[Tensor, ...],
     result: Tensor,
+    examples: range,
     weight_shape: torch.Size,
     failure: float,
     key: Tensor,
 ) -> None:
     out_features, in_features = weight_shape
-    first, second = (operand.detach().contiguous().numpy() for operand in operands)
-    base = np.uint64(randomness.base(key).item() % 2**64)
+    arrays = [operand.detach().contiguous().numpy() for operand in operands]
+    first_row = GOLDEN_64 * examples.start * out_features
+    base = np.uint64((randomness.base(key).item() + first_row) % 2**64)
     steps = GOLDEN_32 * np.arange((in_features + 1) // 2, dtype=np.uint32)
     limit = np.uint32(randomness.threshold(failure))
-    scale = first.dtype.type(1 / (1 - randomness.threshold(failure) / randomness.DRAWS))
+    scale = arrays[0].dtype.type(1 / (1 - randomness.threshold(failure) / randomness.DRAWS))
     rows = result.numpy()
-    work = operands[0].shape[0] * out_features * in_features
-    in_threads(lambda start, stop: kernel(first, second, rows, steps, base, limit, scale, start, stop), len(rows), work)
+    work = len(examples) * out_features * in_features
+    in_threads(lambda start, stop: kernel(*arrays, rows, steps, base, limit, scale, start, stop), len(rows), work)
 
 
 def _compiled(function: Callable[..., None]) -> Any:
@@ -120,7 +138,7 @@ def _high_survives(typing: Any, draws: Any, limit: Any) -> Any:
 @numba.njit(inline="always")  # type: ignore[untyped-decorator]
 def _row(base: np.uint64, number: int) -> Any:
     """The 64 random bits of a row of the mask: splitmix64."""
-    z = base + np.uint64(0x9E3779B97F4A7C15) * np.uint64(1 + number)
+    z = base + np.uint64(GOLDEN_64) * np.uint64(1 + number)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     z = z ^ (z >> np.uint64(31))
@@ -182,3 +200,19 @@ def _weight_grad(grad, x, by_weight, steps, base, limit, scale, start, stop):  #
         for b in range(examples):
             low, high = _row(base, b * outputs + o)
             _add_row(grad[b, o] * scale, x[b], by_weight[o], steps, low, high, limit)
+
+
+@_compiled
+def _masked_weight(weight, masked, steps, base, limit, scale, start, stop):  # type: ignore[no-untyped-def]
+    for row in range(start, stop):
+        low, high = _row(base, row)
+        _add_row(scale, weight[row % len(weight)], masked[row], steps, low, high, limit)
+
+
+@_compiled
+def _add_masked(by_example, total, steps, base, limit, scale, start, stop):  # type: ignore[no-untyped-def]
+    examples, outputs = by_example.shape[:2]
+    for o in range(start, stop):
+        for b in range(examples):
+            low, high = _row(base, b * outputs + o)
+            _add_row(scale, by_example[b, o], total[o], steps, low, high, limit)

@@ -25,6 +25,7 @@ from torch import Tensor
 GOLDEN_64 = -7046029254386353131  # 0x9E3779B97F4A7C15 as int64: 2^64 / golden ratio
 GOLDEN_32 = -1640531535  # 0x9E3779B1 as int32
 DRAWS = 65536  # a draw is 16 bits
+NORMALS = 2**16  # normal numbers made at a time: they stay in a core's second-level cache
 
 
 def splitmix64(state: Tensor) -> Tensor:
@@ -77,10 +78,18 @@ def surviving(key: Tensor, examples: range, out_features: int, in_features: int,
 def normal(key: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """Standard normal numbers of a key, by Box and Muller's transform of its sequence, computed in float64."""
     count = math.prod(shape)
-    bits = sequence(key, 0, 2 * count)
-    uniform = ((_shifted64(bits, 11)).double() + 0.5) * 2.0**-53  # in (0, 1): the logarithm stays finite
-    radius = torch.sqrt(-2 * torch.log(uniform[:count]))
-    return (radius * torch.cos(2 * math.pi * uniform[count:])).to(dtype).view(shape)
+    numbers = torch.empty(count, dtype=dtype, device=key.device)
+    for start in range(0, count, NORMALS):
+        stop = min(start + NORMALS, count)
+        radius = torch.sqrt(-2 * torch.log(_uniform(sequence(key, start, stop))))
+        angle = 2 * math.pi * _uniform(sequence(key, count + start, count + stop))
+        numbers[start:stop] = radius * torch.cos(angle)
+    return numbers.view(shape)
+
+
+def _uniform(bits: Tensor) -> Tensor:
+    """Numbers in (0, 1), float64, of 53 bits each: never 0, so that the logarithm stays finite."""
+    return (_shifted64(bits, 11).double() + 0.5) * 2.0**-53
 
 
 def _shifted64(x: Tensor, bits: int) -> Tensor:

@@ -48,20 +48,25 @@ class Backprop:
 
         def closure() -> Tensor:
             self.optimizer.zero_grad()
-            outputs = self.model(batch.inputs)
-            values = self.loss.per_example(outputs, batch.targets)
+            objective, means = self.differentiate(batch)
             if not first:
-                first.update(_means(outputs, values, batch.targets))
+                first.update(means)
                 if not math.isfinite(first["loss"]):
                     raise NumericError(f"the loss is {first['loss']}")
-            objective = self.loss.objective(values)
-            objective.backward()  # type: ignore[no-untyped-call]
             return objective
 
         self.optimizer.step(closure)  # type: ignore[arg-type]  # torch types closures as returning float
         if self.scheduler is not None:
             self.scheduler.step()
         return first
+
+    def differentiate(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+        """Leave the objective's gradient in the parameters; returns the objective, 0-d, and what `step` reports."""
+        outputs = self.model(batch.inputs)
+        values = self.loss.per_example(outputs, batch.targets)
+        objective = self.loss.objective(values)
+        objective.backward()  # type: ignore[no-untyped-call]
+        return objective.detach(), _means(outputs, values, batch.targets)
 
     @torch.no_grad()
     def evaluate(self, batch: Batch) -> dict[str, float]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, get_type_hints
 
@@ -15,6 +16,7 @@ from synaptome.data.dataset import Dataset
 from synaptome.errors import ConfigurationError, unknown
 from synaptome.learning.rule import LearningRule
 from synaptome.training.callbacks import Callback, When
+from synaptome.training.measures import Measure, Recorder
 
 FORMAT = 1
 
@@ -26,10 +28,11 @@ class Experiment:
     Attributes:
         data: on the device of the model.
         rule: the learning rule, with its model.
-        epochs, batch, evaluate, callbacks: as for `Trainer`.
+        epochs, batch, evaluate, callbacks, recorders: as for `Trainer`.
         synapse: the kind of synapse, in a few words.
         learning: the learning rule, in a few words.
         citations: keys of `synaptome.report.citations`: the methods that run, and no others.
+        finals: what is measured once, of the trained model, by name: `measures/<name>.safetensors`.
     """
 
     data: Dataset
@@ -41,6 +44,8 @@ class Experiment:
     citations: tuple[str, ...]
     evaluate: When | None = None
     callbacks: tuple[Callback, ...] = ()
+    recorders: tuple[Recorder, ...] = ()
+    finals: Mapping[str, Measure] = field(default_factory=dict)
 
 
 class Recipe(ABC):
@@ -50,11 +55,13 @@ class Recipe(ABC):
         name: on the command line.
         summary: one line of what it does.
         paper: where it comes from.
+        grids: what `synaptome sweep` runs by name: for each grid its fields, and their values as on the command line.
     """
 
     name: ClassVar[str]
     summary: ClassVar[str]
     paper: ClassVar[str]
+    grids: ClassVar[Mapping[str, Mapping[str, tuple[str, ...]]]] = {}
 
     @abstractmethod
     def experiment(self, seed: int, device: torch.device, data_dir: Path | None) -> Experiment:
@@ -95,7 +102,7 @@ class RunSettings:
         document: dict[str, Any] = {
             "format": FORMAT,
             "recipe": self.recipe.name,
-            "options": msgspec.to_builtins(self.recipe),
+            "options": msgspec.json.decode(msgspec.json.encode(self.recipe)),  # as it will be read: tuples as lists
         }
         return document | {"seed": self.seed, "device": self.device, "threads": self.threads, "data_dir": self.data_dir}
 

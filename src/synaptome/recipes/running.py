@@ -8,18 +8,21 @@ from pathlib import Path
 import torch
 
 from synaptome.analysis.wiring import count_synapses
-from synaptome.errors import ConfigurationError, Interrupted, NumericError, SynaptomeError
+from synaptome.errors import ConfigurationError, Interrupted, SynaptomeError
 from synaptome.recipes import RECIPES
 from synaptome.recipes.recipe import Experiment, RunSettings
-from synaptome.recipes.workers import run_in_processes
+from synaptome.recipes.workers import run_each
 from synaptome.training.environment import describe_environment
-from synaptome.training.progress import ProgressView, Quiet, view
+from synaptome.training.measures import CHUNK_BYTES, measured
+from synaptome.training.progress import ProgressView, Quiet
 from synaptome.training.run import RunFolder, RunRecord, prepare, read_json, read_run
 from synaptome.training.seeding import seed_everything
+from synaptome.training.sweep_progress import sweep_view
 from synaptome.training.trainer import Trainer
 
 # Two checkpoints are kept while a third is written, and each holds the weights with up to two moments of an optimizer.
-CHECKPOINT_COPIES = 3 * 3
+CHECKPOINTS = 3
+CHECKPOINT_COPIES = 3 * CHECKPOINTS
 
 
 def resolve_device(device: str) -> str:
@@ -86,35 +89,21 @@ def prepare_seeds(settings: RunSettings, seeds: int, out: Path) -> list[Path]:
     return paths
 
 
-def resume_each(paths: list[Path], workers: int, quiet: bool, checkpoint_seconds: float) -> list[RunRecord]:
-    """Start or resume several prepared runs; one that stops being finite does not keep the rest from theirs.
+def resume_each(
+    paths: list[Path], workers: int, quiet: bool, checkpoint_seconds: float, cluster: str | None = None
+) -> list[RunRecord]:
+    """Start or resume several prepared runs; one that fails does not keep the rest from theirs.
 
     Args:
         paths: run folders.
-        workers: how many at a time: 1 in this process, more in processes of their own.
+        workers, checkpoint_seconds, cluster: as for `synaptome.recipes.workers.run_each`.
         quiet: no progress.
-        checkpoint_seconds: as for `Trainer`.
 
     Raises:
-        ConfigurationError: workers is less than 1.
-        NumericError: after all have run, if any stopped being finite; each is named.
-        WorkerLostError: a process died; the others were asked to save and stop.
-        SynaptomeError: any other error, at once.
+        SynaptomeError: as `run_each`.
     """
-    if workers < 1:
-        raise ConfigurationError(f"workers is a whole number of at least 1; given {workers}")
-    if workers > 1:
-        run_in_processes(paths, workers, quiet, checkpoint_seconds)
-    records: list[RunRecord] = []
-    failed: list[str] = []
-    for path in paths:
-        try:
-            records.append(resume(path, progress=view(quiet), checkpoint_seconds=checkpoint_seconds))
-        except NumericError as error:
-            failed.append(str(error))
-    if failed:
-        raise NumericError(f"{len(failed)} of {len(paths)} runs stopped. " + " ".join(failed))
-    return records
+    run_each(paths, workers, sweep_view(quiet), checkpoint_seconds=checkpoint_seconds, cluster=cluster)
+    return [read_run(path) for path in paths]
 
 
 def read_settings(path: Path) -> RunSettings:
@@ -160,7 +149,8 @@ def _run(
     with folder:
         model = experiment.rule.model
         size = sum(t.numel() * t.element_size() for t in [*model.parameters(), *model.buffers()])
-        folder.require_space(CHECKPOINT_COPIES * size + 2**20)
+        streamed = (CHECKPOINTS + 1) * CHUNK_BYTES * len(experiment.recorders)
+        folder.require_space(CHECKPOINT_COPIES * size + streamed + 2**20)
         trainer = Trainer(
             experiment.rule,
             experiment.data,
@@ -169,6 +159,7 @@ def _run(
             seed=settings.seed,
             evaluate=experiment.evaluate,
             callbacks=experiment.callbacks,
+            recorders=experiment.recorders,
             store=folder,
             checkpoint_seconds=checkpoint_seconds,
             progress=progress or Quiet(),
@@ -178,6 +169,8 @@ def _run(
             trainer.load_state_dict(state)
         try:
             row = trainer.fit()
+            for name, measure in experiment.finals.items():
+                folder.write_final(name, measured(name, measure, model))
         except Interrupted as stopped:
             raise Interrupted(
                 stopped.signum, f"{path} {stopped.message}; go on with: synaptome resume {path}"

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 SPLITS = ("train", "validation", "test")
 FIRST = ("loss", "accuracy")
+TIME = ("epoch", "step")
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Curve:
         group: index of the group, which chooses the colour and the marker.
         label: the group's label.
         split: `train`, `validation`, `test` or another first part of a metric's name.
-        x: epochs or steps that all seeds share, increasing.
+        x: epochs, steps or other values that all seeds share, increasing.
         y: at each x the statistic over the seeds.
     """
 
@@ -39,11 +40,19 @@ class Curve:
 
 @dataclass(frozen=True)
 class Chart:
-    """All curves of one metric, such as `loss`, with the name of its x axis (`epoch` or `step`)."""
+    """All curves of one metric, such as `loss`.
+
+    Attributes:
+        name: the metric's.
+        axis: what x is: `epoch`, `step`, or a quantity other than time such as `failure rate`.
+        curves: one for each group and split.
+        over: what the mean and the spread of a point are taken over.
+    """
 
     name: str
     axis: str
     curves: tuple[Curve, ...]
+    over: str = "seeds"
 
     @property
     def splits(self) -> list[str]:
@@ -56,8 +65,13 @@ class Chart:
         return "accuracy" in self.name.lower()
 
     @property
-    def seeds(self) -> int:
-        """The largest number of seeds behind a point."""
+    def over_training(self) -> bool:
+        """Whether x is time."""
+        return self.axis in TIME
+
+    @property
+    def spread(self) -> int:
+        """The largest number of values behind a point."""
         return max(point.n for curve in self.curves for point in curve.y)
 
 

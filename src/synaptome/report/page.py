@@ -8,7 +8,7 @@ from importlib import resources
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from synaptome.report import citations, figures
+from synaptome.report import citations, figures, measures
 from synaptome.report.curves import Chart
 from synaptome.report.markup import Html, join, preformatted, table, tag
 from synaptome.report.table import ACCURACY, TEXT_COLUMNS, Group, Row, columns, group_row, score_text
@@ -22,12 +22,16 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 MOST_NAMED = 3  # runs in a notice
 
 
-def render(groups: Sequence[Group], charts: Mapping[str, Chart]) -> str:
+def render(
+    groups: Sequence[Group], charts: Mapping[str, Chart], found: measures.Found, addresses: Mapping[str, str]
+) -> str:
     """The whole page.
 
     Args:
         groups: at least one, from `group_runs`.
         charts: what to draw, by the address of its data relative to the page, such as `report-data/loss.csv`.
+        found: what was measured of the synapses; the page has no section on it if that is nothing.
+        addresses: of the data of each figure of `found`, by the figure's name.
     """
     runs = [run for group in groups for run in group.runs]
     names = _names(runs)
@@ -40,11 +44,13 @@ def render(groups: Sequence[Group], charts: Mapping[str, Chart]) -> str:
         tag("title", title),
         tag("link", rel="icon", href="data:,"),  # or a browser asks the server for one
         tag("style", Html(resources.files(__package__).joinpath("page.css").read_text(encoding="utf-8"))),
+        *([tag("style", Html(measures.style()))] if found else []),
     ]
     body = [
         tag("header", tag("h1", title), tag("p", _headline(groups, rows), class_="headline"), *_notices(runs, names)),
         _results(rows),
         _curves(groups, charts),
+        *([measures.section(found, addresses)] if found else []),
         _configuration(groups),
         _environment(runs, names),
         _runs(groups, names),

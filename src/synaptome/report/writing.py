@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from synaptome.errors import ConfigurationError, RunError
-from synaptome.report.curves import Chart, charts, csv_text
+from synaptome.report import measures
+from synaptome.report.curves import charts, csv_text
 from synaptome.report.page import render
 from synaptome.report.table import group_runs
 
@@ -43,22 +44,28 @@ def write_report(runs: Sequence[RunRecord], destination: Path) -> Path:
         raise ConfigurationError(f"a report is an HTML file: expected a name ending in .html, not {destination.name!r}")
     groups = group_runs(runs)
     folder = destination.with_name(f"{destination.stem}-data")
-    drawn = dict(zip(_file_names(found := charts(groups)), found, strict=True))
-    page = render(groups, {f"{folder.name}/{name}": chart for name, chart in drawn.items()})
+    curves, found = charts(groups), measures.find(groups)
+    names = _file_names([*(chart.name for chart in curves), *(figure.name for figure in found.figures)])
+    drawn = dict(zip(names, curves, strict=False))
+    measured = dict(zip(names[len(curves) :], found.figures, strict=True))
+    addresses = {figure.name: f"{folder.name}/{name}" for name, figure in measured.items()}
+    page = render(groups, {f"{folder.name}/{name}": chart for name, chart in drawn.items()}, found, addresses)
+    data = {name: csv_text(chart) for name, chart in drawn.items()}
+    data |= {name: figure.csv_text() for name, figure in measured.items()}
     try:
-        _write(destination, page, folder, {name: csv_text(chart) for name, chart in drawn.items()})
+        _write(destination, page, folder, data)
     except OSError as error:
         raise RunError(f"the report {destination} cannot be written: {error}") from None
     return destination
 
 
-def _file_names(drawn: Sequence[Chart]) -> list[str]:
-    """A safe and distinct file name for each chart; a metric's name comes from a run folder and may hold anything."""
+def _file_names(figures: Sequence[str]) -> list[str]:
+    """A safe and distinct file name for each figure; a metric's name comes from a run folder and may hold anything."""
     names: list[str] = []
-    for chart in drawn:
-        stem = re.sub(r"[^A-Za-z0-9_]+", "-", chart.name).strip("-")[:80] or "metric"
+    for figure in figures:
+        stem = re.sub(r"[^A-Za-z0-9_]+", "-", figure).strip("-")[:80] or "metric"
         taken = {name.lower() for name in names}  # some file systems do not tell A from a
-        candidates = (f"{stem}{suffix}.csv" for suffix in ["", *(f"-{count}" for count in range(2, len(drawn) + 1))])
+        candidates = (f"{stem}{suffix}.csv" for suffix in ["", *(f"-{count}" for count in range(2, len(figures) + 1))])
         names.append(next(name for name in candidates if name.lower() not in taken))
     return names
 

@@ -4,14 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
+from typing import Any
 
 from torch import nn
 
 from synaptome.errors import ConfigurationError, unknown
 from synaptome.synapses.failing import Failing, FailingLinear
+from synaptome.synapses.failing_conv import FailingConv2d
+from synaptome.synapses.failing_recurrent import FailingRNNCell
 from synaptome.synapses.wiring import Kind, Wiring
 
 Where = str | Sequence[str] | Callable[[str, nn.Module], bool]
+
+# Each kind of layer with its failing form; both have the same parameters.
+_FAILING: dict[type[nn.Module], type[Any]] = {
+    nn.Linear: FailingLinear,
+    nn.Conv2d: FailingConv2d,
+    nn.RNNCell: FailingRNNCell,
+}
+_DENSE = {failing: dense for dense, failing in _FAILING.items()}
 
 # Everything else that a module carries and that must follow it to its successor.
 _HOOKS = (
@@ -26,7 +37,7 @@ _HOOKS = (
 
 
 def rewire(model: nn.Module, wiring: Kind | Wiring, where: Where = "*") -> nn.Module:
-    """Convert the linear layers of `model` that `where` names, in place.
+    """Convert the layers of `model` that `where` names, in place: `Linear`, `Conv2d` and `RNNCell`.
 
     Parameters keep their identity, so an optimizer that holds them goes on; hooks, device, dtype and training mode
     stay. A layer that stands in several places of the model is converted once. `rewire(model, Dense())` is the way
@@ -46,8 +57,9 @@ def rewire(model: nn.Module, wiring: Kind | Wiring, where: Where = "*") -> nn.Mo
             converted. The model is then as it was.
     """
     wiring = wiring if isinstance(wiring, Wiring) else Wiring((wiring,))
-    layers = {name: m for name, m in model.named_modules(remove_duplicate=False) if isinstance(m, nn.Linear)}
-    convertible = {name: m for name, m in layers.items() if type(m) in (nn.Linear, FailingLinear)}
+    kinds: tuple[Any, ...] = tuple(_FAILING)
+    layers = {name: m for name, m in model.named_modules(remove_duplicate=False) if isinstance(m, kinds)}
+    convertible = {name: m for name, m in layers.items() if type(m) in _FAILING or type(m) in _DENSE}
     if callable(where):
         chosen = {name: m for name, m in layers.items() if where(name, m)}
     else:
@@ -71,17 +83,21 @@ def rewire(model: nn.Module, wiring: Kind | Wiring, where: Where = "*") -> nn.Mo
         if name:
             parent, _, attribute = name.rpartition(".")
             setattr(model.get_submodule(parent), attribute, converted[chosen[name]])
-    return converted.get(model, model)  # type: ignore[call-overload,no-any-return]
+    return converted.get(model, model)
 
 
-def _convert(layer: nn.Linear, wiring: Wiring) -> nn.Linear:
+def _convert(layer: nn.Module, wiring: Wiring) -> nn.Module:
     """The successor of one layer."""
     failing = wiring.get(Failing)
-    if failing is None:
-        successor = layer.to_dense() if isinstance(layer, FailingLinear) else layer
-    else:
-        successor = FailingLinear.from_dense(layer, failure=failing.failure, inference=failing.inference)
+    dense = _DENSE.get(type(layer), type(layer))
+    successor: Any = layer
+    if failing is not None:
+        successor = _FAILING[dense].from_dense(
+            layer, failure=failing.failure, inference=failing.inference, noise=failing.noise
+        )
+    elif type(layer) is not dense:
+        successor = successor.to_dense()
     for hooks in _HOOKS:
         getattr(successor, hooks).update(getattr(layer, hooks))
     successor._is_full_backward_hook = layer._is_full_backward_hook
-    return successor
+    return successor  # type: ignore[no-any-return]

@@ -56,7 +56,7 @@ def save(folder: Path, step: int, state: dict[str, Any], keep: int = 2) -> Path:
             "format": FORMAT,
             "step": step,
             "files": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
-            "tensors": {name: _digest(tensor) for name, tensor in tensors.items()},
+            "tensors": {name: tensor_digest(tensor) for name, tensor in tensors.items()},
         }
         for name, content in files.items():
             _write(aside / name, content)
@@ -124,7 +124,7 @@ def _damage(path: Path, content: bytes, manifest: dict[str, Any]) -> str:
         for name in expected:
             if name not in tensors:
                 return f"{path} lacks the tensor {name!r}: it belongs to another checkpoint"
-            if _digest(tensors[name]) != expected[name]:
+            if tensor_digest(tensors[name]) != expected[name]:
                 return f"{path}: the tensor {name!r} is not the one that was saved"
     return f"{path} is not the file that was saved (its sha256 differs)"
 
@@ -150,7 +150,8 @@ def _write(path: Path, content: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def _digest(tensor: Tensor) -> str:
+def tensor_digest(tensor: Tensor) -> str:
+    """The sha256 of a tensor's dtype, shape and bytes."""
     header = f"{tensor.dtype}{list(tensor.shape)}".encode()
     # Through uint8, because numpy has no bfloat16.
     return hashlib.sha256(header + tensor.reshape(-1).view(torch.uint8).numpy().tobytes()).hexdigest()

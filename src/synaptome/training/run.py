@@ -4,7 +4,7 @@ recipe.json        the whole configuration: recipe, options, seed, device, threa
 environment.json   versions, machine, kernel backends, git commit
 metrics.jsonl      one object a row: step, epoch, seconds, then `train/loss`, `test/accuracy`, ...
 checkpoints/       see `synaptome.training.checkpoint`
-measures/          summary.json, and what a recipe measures beside the metrics
+measures/          summary.json, and what a recipe measures beside the metrics: see `synaptome.training.measures`
 report.html        written by `synaptome report`
 """
 
@@ -17,10 +17,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from torch import Tensor
+
 from synaptome.errors import RunError
 from synaptome.training import checkpoint
 from synaptome.training.files import storage_errors, write_json
 from synaptome.training.lock import RunLock
+from synaptome.training.measures import count_chunks, cut_series, verify_measures, write_chunk, write_final
 from synaptome.training.metrics import MetricsFile
 
 
@@ -129,6 +132,8 @@ class RunFolder:
             try:
                 (path / "checkpoints").mkdir(exist_ok=True)
                 (path / "measures").mkdir(exist_ok=True)
+                for left in (path / "measures").glob(".*"):  # half-written when a process was killed
+                    left.unlink()
                 if not (path / "environment.json").exists():
                     write_json(path / "environment.json", environment)
                 state = load_state(path, step)
@@ -147,6 +152,21 @@ class RunFolder:
         with storage_errors(f"saving step {step} in {self.path}"):
             self._metrics.sync()
             checkpoint.save(self.path / "checkpoints", step, {**state, "metrics": self._metrics.position()})
+
+    def record(self, name: str, index: int, chunk: dict[str, Tensor]) -> None:
+        """Write a chunk of snapshots to measures/<name>/."""
+        with storage_errors(f"writing measures to {self.path}"):
+            write_chunk(self.path / "measures", name, index, chunk)
+
+    def cut(self, name: str, index: int) -> None:
+        """Remove the chunks of measures/<name>/ from `index` on: the run is about to write them again."""
+        with storage_errors(f"going on with the measures of {self.path}"):
+            cut_series(self.path / "measures", name, index)
+
+    def write_final(self, name: str, tensors: dict[str, Tensor]) -> None:
+        """Write measures/<name>.safetensors: what was measured of the trained network."""
+        with storage_errors(f"writing measures to {self.path}"):
+            write_final(self.path / "measures", name, tensors)
 
     def require_space(self, needed: int) -> None:
         """Refuse to start what would not fit: a RunError if fewer than `needed` bytes are free."""
@@ -236,7 +256,11 @@ def verify_run(path: Path) -> list[str]:
     for step in saved:
         state = checkpoint.load(path / "checkpoints", step)
         MetricsFile.check(path / "metrics.jsonl", state["metrics"])
+        for name, recording in state.get("recorders", {}).items():
+            if count_chunks(path, name) < recording["index"]:
+                raise RunError(f"{path / 'measures' / name} has lost files that checkpoint {step} counts on")
         whole.append(f"checkpoint {step}: every file and tensor has its sha256")
+    whole += verify_measures(path)
     if run.summary and not saved:
         raise RunError(f"{path} is finished but has no checkpoint")
     whole.append("finished" if run.summary else f"unfinished: synaptome resume {path}")

@@ -10,12 +10,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from synaptome.data.dataset import Batch, Dataset, Split, epoch_order
-from synaptome.errors import ConfigurationError, Interrupted, NumericError
+from synaptome.data.dataset import Batch, Dataset, Split
+from synaptome.errors import ConfigurationError, Interrupted, NumericError, RunError
 from synaptome.learning.diagnosis import first_non_finite
 from synaptome.learning.rule import LearningRule
 from synaptome.training.callbacks import Callback, When, each_epoch
 from synaptome.training.interrupt import StopRequest
+from synaptome.training.measures import Recorder, Recording
 from synaptome.training.progress import ProgressView, Quiet
 from synaptome.training.seeding import random_state, restore_random_state
 
@@ -31,6 +32,14 @@ class Store(Protocol):
 
     def save(self, step: int, state: dict[str, Any]) -> None:
         """Save a checkpoint."""
+        ...
+
+    def record(self, name: str, index: int, chunk: dict[str, Tensor]) -> None:
+        """Write a chunk of snapshots; one of that index that is there already is replaced."""
+        ...
+
+    def cut(self, name: str, index: int) -> None:
+        """Remove the chunks from `index` on."""
         ...
 
 
@@ -49,6 +58,7 @@ class Trainer:
         seed: of the order of the examples.
         evaluate: when rows are written; always before the first and after the last step.
         callbacks: what else happens; their numbers join the row of their step.
+        recorders: what is measured of the model and streamed to the store, each under a name of its own.
         store: where rows and checkpoints go; None keeps the rows only (`rows`).
         checkpoint_seconds: least time between two checkpoints; one is always saved at the start, at the end and when
             stopped. Whatever the times, a resumed run ends with the same bits.
@@ -57,7 +67,7 @@ class Trainer:
         label: its name there.
 
     Raises:
-        ConfigurationError: a number is out of range.
+        ConfigurationError: a number is out of range, recorders share a name, or there is no store to stream to.
     """
 
     def __init__(
@@ -70,6 +80,7 @@ class Trainer:
         seed: int = 0,
         evaluate: When | None = None,
         callbacks: Sequence[Callback] = (),
+        recorders: Sequence[Recorder] = (),
         store: Store | None = None,
         checkpoint_seconds: float = 30.0,
         evaluation_batch: int = 1000,
@@ -80,6 +91,11 @@ class Trainer:
             raise ConfigurationError(f"epochs and batch are whole numbers of at least 1; given {epochs} and {batch}")
         if not checkpoint_seconds >= 0:  # also refuses NaN
             raise ConfigurationError(f"checkpoint_seconds is a time of at least 0; given {checkpoint_seconds}")
+        if len({recorder.name for recorder in recorders}) < len(recorders) or (recorders and store is None):
+            raise ConfigurationError(
+                f"recorders need a store, and a name each; given {', '.join(r.name for r in recorders)}"
+                + (" and no store" if store is None else "")
+            )
         self.rule = rule
         self.data = data
         self.batch = batch
@@ -90,6 +106,7 @@ class Trainer:
         self.rows: list[Row] = []
         self._evaluate = evaluate or each_epoch()
         self._callbacks = callbacks
+        self._recordings = [Recording(recorder) for recorder in recorders]
         self._store = store
         self._checkpoint_seconds = checkpoint_seconds
         self._evaluation_batch = evaluation_batch
@@ -110,20 +127,26 @@ class Trainer:
 
         Raises:
             Interrupted: SIGINT or SIGTERM came; the step was finished and, with a store, saved.
-            NumericError: a loss is not finite; step and module are named, and the last checkpoint is kept.
+            NumericError: a loss or a measure is not finite; step and place are named, and the last checkpoint is kept.
+            RunError: the store cannot be written, or has lost measures that the state counts on.
         """
         self._started = time.perf_counter() - self._seconds
         self._saved_at = time.perf_counter()
         self._progress.start(self._label, self.step, self.total_steps)
         try:
             with StopRequest() as stop:
+                for recording in self._recordings:
+                    if self._store is not None:
+                        self._store.cut(recording.recorder.name, recording.index)
                 if not self.rows:
                     self._write_row()
+                    self._record()
                     self._save()
                 while self.step < self.total_steps:
                     loss = self._learn()
                     if self._due(self._evaluate) or any(self._due(c.when) for c in self._callbacks):
                         self._write_row()
+                    self._record()
                     self._progress.advance(self.step, loss)
                     if stop.signum is not None:
                         self._save()
@@ -144,12 +167,26 @@ class Trainer:
             "sums": dict(self._sums),
             "examples": self._examples,
             "last_row": self.rows[-1] if self.rows else None,
+            "recorders": {recording.recorder.name: recording.state_dict() for recording in self._recordings},
             "rule": self.rule.state_dict(),
             "random": random_state(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go back to a state."""
+        """Go back to a state.
+
+        Raises:
+            RunError: it is of a run with other recorders.
+        """
+        recorded = state.get("recorders", {})
+        if set(recorded) != {recording.recorder.name for recording in self._recordings}:
+            own = ", ".join(recording.recorder.name for recording in self._recordings) or "none"
+            raise RunError(
+                f"the recorders of the checkpoint ({', '.join(recorded) or 'none'}) are not those of this run ({own}): "
+                f"it was written by another version of synaptome"
+            )
+        for recording in self._recordings:
+            recording.load_state_dict(recorded[recording.recorder.name])
         self.step = self._saved_step = state["step"]
         self._seconds = state["seconds"]
         self._sums = dict(state["sums"])
@@ -163,19 +200,16 @@ class Trainer:
         epoch, position = divmod(self.step, self.epoch_steps)
         train = self.data.train
         if epoch != self._order_epoch:
-            self._order = epoch_order(len(train), self.seed, epoch).to(train.inputs.device)
+            self._order = train.order(self.seed, epoch).to(train.inputs.device)
             self._order_epoch = epoch
         batch = train[self._order[position * self.batch : (position + 1) * self.batch]]
         try:
             metrics = self.rule.step(batch)
         except NumericError as error:
             where = first_non_finite(self.rule.model, batch.inputs)
-            kept = (
-                "nothing is saved" if self._saved_step is None else f"the checkpoint of step {self._saved_step} is kept"
-            )
             raise NumericError(
                 f"step {self.step + 1}: {error}; the first number that is not finite is in {where}; "
-                f"{kept}; a smaller learning rate may help"
+                f"{self._kept()}; a smaller learning rate may help"
             ) from error
         self.step += 1
         for name, value in metrics.items():
@@ -209,6 +243,19 @@ class Trainer:
             self._store.append(row)
         self._progress.row(self.step, row)
 
+    def _record(self) -> None:
+        for recording in self._recordings:
+            if not self._due(recording.recorder.when):
+                continue
+            try:
+                full = recording.take(self.step, self.rule.model, last=self.step == self.total_steps)
+            except NumericError as error:
+                raise NumericError(
+                    f"after step {self.step}: {error}; {self._kept()}; a smaller learning rate may help"
+                ) from error
+            if full is not None and self._store is not None:
+                self._store.record(recording.recorder.name, *full)
+
     def _measure(self, name: str, split: Split) -> Row:
         sums: dict[str, float] = {}
         for batch in split.batches(self._evaluation_batch):
@@ -221,10 +268,15 @@ class Trainer:
     def _diagnosed(self, message: str, batch: Batch) -> NumericError:
         """The error for numbers that are not finite: where they begin, and what is saved."""
         where = first_non_finite(self.rule.model, batch.inputs)
-        kept = "nothing is saved" if self._saved_step is None else f"the checkpoint of step {self._saved_step} is kept"
         return NumericError(
-            f"{message}; the first number that is not finite is in {where}; {kept}; a smaller learning rate may help"
+            f"{message}; the first number that is not finite is in {where}; {self._kept()}; "
+            f"a smaller learning rate may help"
         )
+
+    def _kept(self) -> str:
+        if self._saved_step is None:
+            return "nothing is saved"
+        return f"the checkpoint of step {self._saved_step} is kept"
 
     def _save(self) -> None:
         self._seconds = time.perf_counter() - self._started

@@ -1,0 +1,148 @@
+"""What the figures of synaptic measures draw from: the measures of one run of each group, checked."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from synaptome.errors import SynaptomeError
+from synaptome.report.table import Group
+from synaptome.report.text import clean
+from synaptome.training.measures import read_final, read_series
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Array = NDArray[Any]
+
+MOST_GROUPS = 6  # drawn side by side
+LARGEST = 1e100  # beyond, axes overflow
+
+# Number of axes of each measure; those of a series have the snapshot as a further, leading one.
+_AXES = {
+    "norm": 0,
+    "participation_ratio": 0,
+    "singular_values": 1,
+    "overlap": 2,
+    "histogram": 1,
+    "histogram_edge": 0,
+    "activity": 1,
+    "activity_mean": 0,
+    "activity_std": 0,
+    "activity_silent": 0,
+    "left": 2,
+    "right": 2,
+    "spectrum": 1,
+    "covariance": 2,
+    "rate": 1,
+    "accuracy": 2,
+}
+
+
+@dataclass(frozen=True)
+class Measures:
+    """The measures of one run that can be drawn.
+
+    Attributes:
+        group: the label of the run's group.
+        run: name of the run's folder.
+        steps: training steps [n] of the snapshots.
+        series: measures with a leading axis of n snapshots.
+        final: measures of the trained network.
+    """
+
+    group: str
+    run: str
+    steps: Array = field(default_factory=lambda: np.zeros(0, np.int64))
+    series: Mapping[str, Array] = field(default_factory=dict)
+    final: Mapping[str, Array] = field(default_factory=dict)
+
+    def layers(self, name: str, final: bool = False) -> dict[int, Array]:
+        """A measure of every layer that has it, by the layer's number, first layer first."""
+        found = {}
+        for key, values in (self.final if final else self.series).items():
+            if match := re.fullmatch(rf"layer([1-9]\d{{0,5}})/{re.escape(name)}", key):
+                found[int(match[1])] = values
+        return dict(sorted(found.items()))  # numbers: layer 10 comes after layer 9
+
+
+def read(groups: Sequence[Group]) -> tuple[list[Measures], list[str]]:
+    """For each group the measures of its first run that has any.
+
+    Returns:
+        The measures, at most one run a group; and what is wrong with the files, a sentence each.
+    """
+    found: list[Measures] = []
+    problems: list[str] = []
+    for group in groups:
+        for run in group.runs:
+            series = _arrays(read_series, run.path, "spectra", problems)
+            final = _arrays(read_final, run.path, "spectra", problems)
+            steps = series.pop("step", np.zeros(0, np.int64))
+            measures = Measures(
+                group.label,
+                clean(run.path.name),
+                steps,
+                _checked(series, 1, run.path, problems),
+                _checked(final, 0, run.path, problems),
+            )
+            if measures.series or measures.final:
+                found.append(measures)
+                break
+    return found, list(dict.fromkeys(problems))
+
+
+def read_final_of_all(groups: Sequence[Group], name: str) -> tuple[list[list[dict[str, Array]]], list[str]]:
+    """The final measures of that name of every run, group by group; and what is wrong with the files."""
+    problems: list[str] = []
+    found = [
+        [_checked(_arrays(read_final, run.path, name, problems), 0, run.path, problems) for run in group.runs]
+        for group in groups
+    ]
+    return found, list(dict.fromkeys(problems))
+
+
+def _arrays(
+    read: Callable[[Path, str], dict[str, Tensor]], path: Path, name: str, problems: list[str]
+) -> dict[str, Array]:
+    try:
+        tensors = read(path, name)
+    except (SynaptomeError, OSError) as error:
+        problems.append(clean(error))
+        return {}
+    return {key: _array(tensor) for key, tensor in tensors.items()}
+
+
+def _array(tensor: Tensor) -> Array:
+    tensor = tensor.detach().cpu()
+    exact = tensor.dtype in (torch.float32, torch.float64, torch.int64)
+    return (tensor if exact else tensor.to(torch.float64)).numpy()
+
+
+def _checked(arrays: dict[str, Array], snapshots: int, path: Path, problems: list[str]) -> dict[str, Array]:
+    """The measures that can be drawn; others are told. Names of other recipes are passed over.
+
+    `snapshots` is the number of leading axes for them: 1 in a series, 0 in what was measured once.
+    """
+    whole: dict[str, Array] = {}
+    for key, values in arrays.items():
+        name = key.rpartition("/")[2]
+        if name not in _AXES:
+            continue
+        expected = _AXES[name] + snapshots
+        if values.ndim != expected:
+            wrong = f"has {values.ndim} axes where {expected} are expected"
+        elif not (np.abs(values.astype(np.float64)) < LARGEST).all():
+            wrong = f"holds numbers that are not finite, or beyond {LARGEST:g}"
+        else:
+            whole |= {key: values} if values.size else {}
+            continue
+        problems.append(clean(f"{path / 'measures'}: {key} {wrong}, and is not drawn"))
+    return whole

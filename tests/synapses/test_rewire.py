@@ -1,0 +1,143 @@
+"""Rewiring of models: every convertible layer there and back, with its parameters, hooks, dtype and mode."""
+
+import pytest
+import torch
+from torch import nn
+
+import synaptome as syn
+from synaptome.errors import ConfigurationError
+
+
+class Classifier(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 2, 3)
+        self.fc1 = nn.Linear(8, 6)
+        self.fc2 = nn.Linear(6, 3)
+        self.attention = nn.MultiheadAttention(4, 2)
+
+    def forward(self, x):
+        return self.fc2(torch.relu(self.fc1(self.conv(x).flatten(1))))
+
+
+def test_rewire_and_back_keeps_parameters_and_outputs():
+    model = Classifier()
+    parameters = {name: id(p) for name, p in model.named_parameters()}
+    x = torch.randn(5, 1, 4, 4)
+    before = model(x)
+    assert syn.rewire(model, syn.Failing(0.3), where="fc*") is model
+    assert type(model.fc1) is type(model.fc2) is syn.FailingLinear
+    assert {name: id(p) for name, p in model.named_parameters()} == parameters
+    assert not torch.equal(model.train()(x), before)
+    assert torch.equal(model.eval()(x), before)
+    syn.rewire(model, syn.Dense())
+    assert type(model.fc1) is type(model.fc2) is nn.Linear
+    assert {name: id(p) for name, p in model.named_parameters()} == parameters
+    assert torch.equal(model(x), before)
+
+
+def test_rewire_leaves_layers_that_use_their_weight_in_their_own_way():
+    model = Classifier()
+    syn.rewire(model, syn.Failing(0.3))
+    assert type(model.conv) is syn.FailingConv2d
+    assert type(model.fc1) is type(model.fc2) is syn.FailingLinear
+    assert type(model.attention.out_proj) is not syn.FailingLinear
+    with pytest.raises(ConfigurationError, match=r"attention\.out_proj is a .* in its own way"):
+        syn.rewire(model, syn.Failing(0.3), where=["fc1", "attention.*"])
+
+
+def test_rewire_keeps_an_optimizer_hooks_and_shared_layers():
+    shared = nn.Linear(4, 4)
+    model = nn.Sequential(shared, nn.ReLU(), shared)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    seen = []
+    shared.register_forward_hook(lambda *_: seen.append("forward"))
+    shared.register_full_backward_hook(lambda *_: seen.append("backward"))
+    syn.rewire(model, syn.Failing(0.5), where=lambda name, module: name in ("0", "2"))
+    assert model[0] is model[2]
+    before = shared.weight.detach().clone()
+    model(torch.randn(3, 4, requires_grad=True)).sum().backward()
+    optimizer.step()
+    assert seen.count("forward") == seen.count("backward") == 2
+    assert not torch.equal(model[0].weight, before)
+
+
+def test_rewire_of_a_lone_layer_returns_its_successor():
+    layer = syn.rewire(nn.Linear(3, 2).double().eval(), syn.Failing(0.2, "noisy"))
+    assert type(layer) is syn.FailingLinear
+    assert not layer.training
+    assert not layer.failures.training
+    assert layer.weight.dtype == torch.float64
+
+
+def test_rewire_refuses_names_that_do_not_exist_and_changes_nothing():
+    model = Classifier()
+    with pytest.raises(ConfigurationError, match=r"did you mean 'fc1'.*fc1, fc2"):
+        syn.rewire(model, syn.Failing(0.3), where=["fc2", "fc11"])
+    assert type(model.fc2) is nn.Linear
+
+
+LAYERS = {
+    "linear": (lambda: nn.Linear(4, 3), syn.FailingLinear, (4,)),
+    "conv": (lambda: nn.Conv2d(2, 4, (3, 2), 2, 1, 1, 2, padding_mode="reflect"), syn.FailingConv2d, (2, 6, 6)),
+    "conv without bias": (lambda: nn.Conv2d(2, 4, 3, padding="same", bias=False), syn.FailingConv2d, (2, 6, 6)),
+    "cell": (lambda: nn.RNNCell(4, 3, nonlinearity="relu"), syn.FailingRNNCell, (4,)),
+    "cell without biases": (lambda: nn.RNNCell(4, 3, False), syn.FailingRNNCell, (4,)),
+}
+
+
+@pytest.mark.parametrize("noise", ["bernoulli", "gaussian"])
+@pytest.mark.parametrize("kind", LAYERS)
+def test_every_kind_of_layer_goes_there_and_back(kind, noise):
+    make, failing_class, shape = LAYERS[kind]
+    dense = make().double().eval()
+    calls = []
+    dense.register_forward_hook(lambda *_: calls.append(1))
+    x = torch.randn(3, *shape, dtype=torch.float64)
+    before = dense(x)
+    parameters = dict(dense.named_parameters())
+    failing = syn.rewire(dense, syn.Failing(0.25, "mc(3)", noise))
+    assert type(failing) is failing_class
+    assert (failing.failures.rate, failing.failures.inference, failing.failures.noise) == (0.25, "mc(3)", noise)
+    again = syn.rewire(failing, syn.Failing(0.5))
+    assert (again.failures.rate, again.failures.inference, again.failures.noise) == (0.5, "expected", "bernoulli")
+    back = syn.rewire(again, syn.Dense())
+    assert type(back) is type(dense)
+    assert repr(back) == repr(dense)
+    for layer in (failing, again, back):
+        assert not any(module.training for module in layer.modules())
+        own = dict(layer.named_parameters())
+        assert own.keys() == parameters.keys()
+        assert all(own[name] is parameters[name] for name in own)
+        calls.clear()
+        layer(x)
+        assert calls == [1]
+    torch.testing.assert_close(again(x), before)
+    assert torch.equal(back(x), before)
+    assert again.train()(x).dtype == torch.float64
+    assert failing.to_dense().training is False
+    assert failing.train().to_dense().training is True
+
+
+def test_a_plain_layer_made_plain_stays_itself():
+    model = nn.Sequential(nn.Conv2d(1, 1, 1), nn.Linear(2, 2))
+    layers = list(model)
+    assert list(syn.rewire(model, syn.Dense())) == layers
+
+
+def test_subclasses_of_any_kind_are_refused_by_name():
+    class Ours(nn.Conv2d):
+        pass
+
+    model = nn.Sequential(Ours(1, 1, 1), nn.Conv2d(1, 1, 1))
+    with pytest.raises(ConfigurationError, match=r"0 is a Ours, which uses its weight in its own way .* layers: 1"):
+        syn.rewire(model, syn.Failing(0.3), where="0")
+    syn.rewire(model, syn.Failing(0.3))
+    assert [type(layer) for layer in model] == [Ours, syn.FailingConv2d]
+
+
+def test_weights_that_a_layer_ties_stay_tied():
+    cell = nn.RNNCell(3, 3, bias=False)
+    cell.weight_ih = cell.weight_hh
+    failing = syn.rewire(cell, syn.Failing(0.5))
+    assert failing.weight_ih is failing.weight_hh is cell.weight_hh

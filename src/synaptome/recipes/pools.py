@@ -56,8 +56,12 @@ class Pool(Protocol):
         """
         ...
 
+    def abandon(self) -> None:
+        """Let `results`, in its thread, end as soon as it can, whatever the workers are doing."""
+        ...
+
     def close(self) -> None:
-        """Let the workers go, whatever they do."""
+        """Let the workers go, once `results` has ended."""
         ...
 
 
@@ -96,18 +100,26 @@ class Processes:
 
     def ask_to_stop(self, function: Callable[..., None], *arguments: Any) -> None:
         """See `Pool`."""
-        for child in multiprocessing.active_children():
-            if child.name.startswith("LokyProcess"):  # this process may have other children
-                child.terminate()
+        self._send(signal.SIGTERM)
 
     def check(self) -> None:
         """See `Pool`; `results` tells all losses by itself."""
 
+    def abandon(self) -> None:
+        """See `Pool`; the processes are killed, and their runs go on from their checkpoints another time."""
+        self._send(signal.SIGKILL)
+
     def close(self) -> None:
-        """See `Pool`; those at work are killed, and their runs go on from their checkpoints another time."""
+        """See `Pool`."""
         from joblib.externals.loky import get_reusable_executor
 
         get_reusable_executor(reuse=True).shutdown(wait=True, kill_workers=True)
+
+    def _send(self, signum: int) -> None:
+        for child in multiprocessing.active_children():
+            if child.name.startswith("LokyProcess") and child.pid is not None:  # there may be other children
+                with suppress(ProcessLookupError):
+                    os.kill(child.pid, signum)
 
 
 class Cluster:
@@ -163,8 +175,12 @@ class Cluster:
         elif time.monotonic() - self._busy > LOST_SECONDS:
             raise self._loss()
 
-    def close(self) -> None:
+    def abandon(self) -> None:
         """See `Pool`; the workers are left to themselves."""
+        self.close()
+
+    def close(self) -> None:
+        """See `Pool`."""
         self._client.close()
 
     def _loss(self) -> WorkerLostError:

@@ -7,7 +7,7 @@ import signal
 import threading
 import traceback
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import BrokenExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -29,6 +29,7 @@ from synaptome.training.sweep_progress import SweepView
 
 DEATHS = 3  # of workers of this machine that one call of `run_each` survives
 POLL_SECONDS = 0.1
+JOIN_SECONDS = 2.0
 _CLASSES = {cls.exit_code: cls for cls in (ConfigurationError, DataError, NumericError, RunError)}
 
 # A cluster's workers run tasks in threads, but torch's random numbers and switches belong to the whole process.
@@ -101,13 +102,16 @@ def run_each(
                 if index not in outcomes
             )
             try:
-                for outcome in map(work, calls) if pool is None else _fetched(pool, calls, sweep, stop):
-                    outcomes[outcome.index] = outcome
-                    view.ended(paths[outcome.index], outcome.exit_code)
-                    if outcome.exit_code > 128 and stop.signum is None:  # a worker was asked to stop: then so are all
-                        stop.signum = outcome.exit_code - 128
+                with closing(_here(calls) if pool is None else _fetched(pool, calls, sweep, stop)) as results:
+                    for outcome in results:
+                        outcomes[outcome.index] = outcome
+                        view.ended(paths[outcome.index], outcome.exit_code)
+                        if outcome.exit_code > 128 and stop.signum is None:  # a worker was asked to stop: so are all
+                            stop.signum = outcome.exit_code - 128
             except BrokenExecutor as death:
-                deaths += stop.signum is None
+                if stop.signum is not None:
+                    break
+                deaths += 1
                 if deaths > DEATHS:
                     raise WorkerLostError(f"{death}, as did {DEATHS} before it; {_how_to_go_on(paths)}") from None
                 view.say(f"{death}; new ones go on from what is saved")
@@ -145,7 +149,12 @@ def ask_to_stop(sweep: str, signum: int) -> None:
         _at_work[sweep].signum = signum
 
 
-def _fetched(pool: Pool, calls: Iterator[Call], sweep: str, stop: StopRequest) -> Iterator[Outcome]:
+def _here(calls: Iterable[Call]) -> Generator[Outcome, None, None]:
+    """The outcomes of `work` in this process."""
+    yield from map(work, calls)
+
+
+def _fetched(pool: Pool, calls: Iterable[Call], sweep: str, stop: StopRequest) -> Generator[Outcome, None, None]:
     """The outcomes of `work` in a pool.
 
     They are awaited in a thread of their own, so that this one is free to pass a stop on and to look for losses.
@@ -160,20 +169,26 @@ def _fetched(pool: Pool, calls: Iterator[Call], sweep: str, stop: StopRequest) -
         except BaseException as error:
             results.put(error)
 
-    threading.Thread(target=fetch, name="synaptome-sweep", daemon=True).start()
-    while True:
-        try:
-            result = results.get(timeout=POLL_SECONDS)
-        except queue.Empty:
-            if stop.signum is not None:
-                pool.ask_to_stop(ask_to_stop, sweep, stop.signum)
-            pool.check()
-            continue
-        if result is None:
-            return
-        if isinstance(result, BaseException):
-            raise result
-        yield result
+    thread = threading.Thread(target=fetch, name="synaptome-sweep", daemon=True)
+    thread.start()
+    try:
+        while True:
+            try:
+                result = results.get(timeout=POLL_SECONDS)
+            except queue.Empty:
+                if stop.signum is not None:
+                    pool.ask_to_stop(ask_to_stop, sweep, stop.signum)
+                pool.check()
+                continue
+            if result is None:
+                return
+            if isinstance(result, BaseException):
+                raise result
+            yield result
+    finally:
+        if thread.is_alive():  # a second Ctrl-C: the thread cleans up, and nobody at the same time
+            pool.abandon()
+        thread.join(JOIN_SECONDS)
 
 
 def _tell_failures(paths: Sequence[Path], outcomes: dict[int, Outcome], signum: int | None) -> None:

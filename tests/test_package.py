@@ -12,7 +12,19 @@ import synaptome
 
 ROOT = Path(__file__).parent.parent
 # Floors from the bottom up; a room may use those before it, and its own.
-FLOORS = ["errors", "kernels", "data", "synapses", "networks", "analysis", "learning", "training", "report", "recipes"]
+FLOORS = [
+    "errors",
+    "kernels",
+    "data",
+    "topology",
+    "synapses",
+    "networks",
+    "analysis",
+    "learning",
+    "training",
+    "report",
+    "recipes",
+]
 
 
 def test_import_brings_torch_and_numpy_only():

@@ -2,7 +2,8 @@
 
 import synaptome as syn
 
-layer = syn.FailingLinear(784, 300, failure=0.5)            # a fresh mask for each example
+layer = syn.FailingLinear(784, 300, failure=0.5)             # a fresh mask for each example
+layer = syn.SparseLinear(784, 1000, density=0.05)            # truly sparse: no dense matrix anywhere
 model = syn.rewire(model, syn.Failing(0.3), where="*.fc*")   # any model, in place
 """
 
@@ -11,12 +12,15 @@ from synaptome.synapses.failing_conv import FailingConv2d
 from synaptome.synapses.failing_recurrent import FailingRNN, FailingRNNCell
 from synaptome.synapses.predict import Prediction, predict
 from synaptome.synapses.rewire import rewire
+from synaptome.synapses.sparse import Sparse, SparseLinear
 from synaptome.synapses.wiring import Dense, Kind, Wiring
+from synaptome.topology.evolution import Evolution
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Dense",
+    "Evolution",
     "Failing",
     "FailingConv2d",
     "FailingLinear",
@@ -25,6 +29,8 @@ __all__ = [
     "Failures",
     "Kind",
     "Prediction",
+    "Sparse",
+    "SparseLinear",
     "Wiring",
     "__version__",
     "predict",

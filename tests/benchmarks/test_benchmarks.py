@@ -221,6 +221,7 @@ def test_trainer_epochs_quick_says_when_its_examples_are_synthetic(tmp_path):
             ["forward", "forward + backward"],
         ),
         ("linear_theory", ["explicit", "cpu", "exact"], ["N = 100"] * 2),
+        ("sparse_step", ["sparse", "dense", "masked", "csr", "gather"], ["20-30-10"] * 4),
     ],
 )
 def test_quick_measures_every_contestant(tmp_path, script, contestants, notes):

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from torch import nn
 
 from synaptome.synapses.failing import Failures
+from synaptome.synapses.sparse import SparseLinear
 
 
 class SynapseCount(NamedTuple):
@@ -14,7 +15,7 @@ class SynapseCount(NamedTuple):
 
     Attributes:
         parameters: trainable numbers, biases and all.
-        synapses: weights of its layers (parameters with at least two axes).
+        synapses: weights of its layers (parameters with at least two axes, and the values of sparse layers).
         active: of these, the number expected to be at work for an example while training: failures aside.
     """
 
@@ -33,7 +34,8 @@ def count_synapses(model: nn.Module) -> SynapseCount:
         survive = 1 - failures.rate if isinstance(failures, Failures) else 1.0
         failing = getattr(module, "failing_weights", None)  # the names of those that may fail; without it, all may
         for name, parameter in module.named_parameters(recurse=False):
-            if parameter.dim() > 1 and id(parameter) not in seen:
+            weights = parameter.dim() > 1 or (isinstance(module, SparseLinear) and name == "values")
+            if weights and id(parameter) not in seen:
                 seen.add(id(parameter))
                 synapses += parameter.numel()
                 active += parameter.numel() * (survive if failing is None or name in failing else 1.0)

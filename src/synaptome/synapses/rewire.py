@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -12,7 +12,9 @@ from synaptome.errors import ConfigurationError, unknown
 from synaptome.synapses.failing import Failing, FailingLinear
 from synaptome.synapses.failing_conv import FailingConv2d
 from synaptome.synapses.failing_recurrent import FailingRNNCell
-from synaptome.synapses.wiring import Kind, Wiring
+from synaptome.synapses.sparse import Sparse, SparseLinear, sparsified
+from synaptome.synapses.wiring import Dense, Kind, Wiring
+from synaptome.topology.densities import erk_densities, uniform_densities
 
 Where = str | Sequence[str] | Callable[[str, nn.Module], bool]
 
@@ -23,6 +25,8 @@ _FAILING: dict[type[nn.Module], type[Any]] = {
     nn.RNNCell: FailingRNNCell,
 }
 _DENSE = {failing: dense for dense, failing in _FAILING.items()}
+_SPARSE = {nn.Linear, FailingLinear, SparseLinear}  # what can become, or stay, sparse
+_KNOWN = {*_FAILING, *_DENSE, SparseLinear}
 
 # Everything else that a module carries and that must follow it to its successor.
 _HOOKS = (
@@ -43,9 +47,15 @@ def rewire(model: nn.Module, wiring: Kind | Wiring, where: Where = "*") -> nn.Mo
     stay. A layer that stands in several places of the model is converted once. `rewire(model, Dense())` is the way
     back: plain layers.
 
+    `Sparse` serves `Linear` layers. From their weights, trained or new, those of largest magnitude are kept, the
+    density being shared over the converted layers to the exact number of connections; of equal magnitudes the first in
+    the order of (output, input). Biases stay, but the weights of layers that become sparse, or dense again, are new
+    Parameters: make the optimizer afterwards.
+
     Args:
         model: any module. If it is itself the layer to convert, use what is returned.
-        wiring: a kind such as `Failing(0.3)`, or a sum of kinds on different axes, such as `Dense() + Failing(0.3)`.
+        wiring: a kind such as `Failing(0.3)` or `Sparse(0.05)`, or a sum of kinds on different axes, such as
+            `Dense() + Failing(0.3)`.
         where: a pattern for the layers' dotted names (`"*.fc*"`, shell style), several of them, or a function of
             (name, module). The default takes every layer that can be converted.
 
@@ -53,13 +63,17 @@ def rewire(model: nn.Module, wiring: Kind | Wiring, where: Where = "*") -> nn.Mo
         The model.
 
     Raises:
-        ConfigurationError: no layer matches (the names that could have are listed), or a named layer cannot be
-            converted. The model is then as it was.
+        ConfigurationError: no layer matches (the names that could have are listed), a named layer cannot be
+            converted, or kinds have no product together. The model is then as it was.
     """
     wiring = wiring if isinstance(wiring, Wiring) else Wiring((wiring,))
-    kinds: tuple[Any, ...] = tuple(_FAILING)
+    sparse = wiring.get(Sparse)
+    if sparse is not None and wiring.get(Failing) is not None:
+        raise _no_sparse_failures("the wiring asks for both")
+    kinds: tuple[Any, ...] = (*_FAILING, SparseLinear)
     layers = {name: m for name, m in model.named_modules(remove_duplicate=False) if isinstance(m, kinds)}
-    convertible = {name: m for name, m in layers.items() if type(m) in _FAILING or type(m) in _DENSE}
+    served = _SPARSE if sparse is not None else _KNOWN
+    convertible = {name: m for name, m in layers.items() if type(m) in served}
     if callable(where):
         chosen = {name: m for name, m in layers.items() if where(name, m)}
     else:
@@ -74,11 +88,15 @@ def rewire(model: nn.Module, wiring: Kind | Wiring, where: Where = "*") -> nn.Mo
             chosen.update(matching)
     for name, module in chosen.items():
         if name not in convertible:
+            why = "has no sparse storage" if type(module) in _KNOWN else "uses its weight in its own way"
             raise ConfigurationError(
-                f"{name or 'the model'} is a {type(module).__name__}, which uses its weight in its own way and "
-                f"cannot be rewired; convertible layers: {', '.join(convertible) or 'none'}"
+                f"{name or 'the model'} is a {type(module).__name__}, which {why} and cannot be rewired; convertible "
+                f"layers: {', '.join(convertible) or 'none'}"
             )
-    converted = {module: _convert(module, wiring) for module in chosen.values()}
+        if type(module) is SparseLinear and wiring.get(Failing) is not None and wiring.get(Dense) is None:
+            raise _no_sparse_failures(f"{name or 'the model'} is a SparseLinear")
+    connections = {} if sparse is None or not chosen else _share(sparse, dict.fromkeys(chosen.values()))
+    converted = {module: _convert(module, wiring, connections.get(module)) for module in chosen.values()}
     for name in chosen:
         if name:
             parent, _, attribute = name.rpartition(".")
@@ -86,18 +104,43 @@ def rewire(model: nn.Module, wiring: Kind | Wiring, where: Where = "*") -> nn.Mo
     return converted.get(model, model)
 
 
-def _convert(layer: nn.Module, wiring: Wiring) -> nn.Module:
-    """The successor of one layer."""
+def _share(sparse: Sparse, layers: Iterable[Any]) -> dict[nn.Module, int]:
+    """How many connections each layer is to have."""
+    layers = list(layers)
+    shapes = [(layer.out_features, layer.in_features) for layer in layers]
+    densities = {"uniform": uniform_densities, "erk": erk_densities}[sparse.distribution](shapes, sparse.density)
+    counts = {
+        layer: round(density * rows * columns)
+        for layer, (rows, columns), density in zip(layers, shapes, densities, strict=True)
+    }
+    for layer, count in counts.items():
+        if type(layer) is SparseLinear:
+            layer.check_prunable(count)
+    return counts
+
+
+def _convert(layer: nn.Module, wiring: Wiring, connections: int | None) -> nn.Module:
+    """The successor of one layer, with so many connections if it is to be sparse."""
     failing = wiring.get(Failing)
-    dense = _DENSE.get(type(layer), type(layer))
     successor: Any = layer
-    if failing is not None:
-        successor = _FAILING[dense].from_dense(
-            layer, failure=failing.failure, inference=failing.inference, noise=failing.noise
-        )
-    elif type(layer) is not dense:
+    if type(layer) is SparseLinear:
+        successor = layer.to_dense() if connections is None else layer.pruned(connections)
+    elif type(layer) in _DENSE and (failing is None or connections is not None):
         successor = successor.to_dense()
+    if connections is not None and type(successor) is nn.Linear:
+        successor = sparsified(successor, connections)
+    if failing is not None:
+        successor = _FAILING[_DENSE.get(type(successor), type(successor))].from_dense(
+            successor, failure=failing.failure, inference=failing.inference, noise=failing.noise
+        )
     for hooks in _HOOKS:
         getattr(successor, hooks).update(getattr(layer, hooks))
     successor._is_full_backward_hook = layer._is_full_backward_hook
     return successor  # type: ignore[no-any-return]
+
+
+def _no_sparse_failures(given: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"sparse synapses that fail have no product yet, and {given}; choose Sparse or Failing, or make sparse layers "
+        f"dense with Dense() + Failing(...)"
+    )

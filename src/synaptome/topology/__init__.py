@@ -1,0 +1,1 @@
+"""Connection graphs: how they start (`graphs`) and how they change while a network learns (`evolution`)."""

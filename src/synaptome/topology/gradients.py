@@ -1,0 +1,118 @@
+"""Gradients of connections that do not exist, from a layer's inputs and the gradients of its outputs.
+
+The gradient of a loss by the full matrix `[out, in]` is `Σ_b g[b, :]' x[b, :]`. It is computed a block of rows at a
+time, from the last batches, and never held as a whole.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn, optim
+from torch.utils.hooks import RemovableHandle
+
+from synaptome.errors import ConfigurationError
+
+BLOCK = 2**20  # elements of the gradient held at once, or a row if that is more
+
+# What one optimizer step saw of a layer: inputs `[batch, in]` and gradients of outputs `[batch, out]` of each use.
+Uses = list[tuple[Tensor, Tensor]]
+
+
+class Capture:
+    """The inputs of layers and the gradients of their outputs over the last steps of an optimizer.
+
+    Nothing is captured before `watch`.
+
+    Args:
+        layers: from `[..., in]` to `[..., out]`, by name.
+        optimizer: one whose steps end a batch.
+        steps: how many to keep, at least 1.
+    """
+
+    def __init__(self, layers: dict[str, nn.Module], optimizer: optim.Optimizer, steps: int) -> None:
+        self._layers = layers
+        self._optimizer = optimizer
+        self.seen: dict[str, deque[Uses]] = {name: deque(maxlen=steps) for name in layers}
+        self._current: dict[str, Uses] = {name: [] for name in layers}
+        self._handles: list[RemovableHandle] = []
+
+    def watch(self, still_needed: int) -> None:
+        """Keep the newest `still_needed` steps of those that were seen, and capture from now on; stop if negative."""
+        for name, uses in self.seen.items():
+            while len(uses) > max(still_needed, 0):
+                uses.popleft()
+            self._current[name] = []
+        if still_needed < 0:
+            for handle in self._handles:
+                handle.remove()
+            self._handles = []
+        elif not self._handles:
+            self._handles = [
+                layer.register_forward_hook(self._forward_hook(name), with_kwargs=True)
+                for name, layer in self._layers.items()
+            ]
+            self._handles.append(self._optimizer.register_step_post_hook(self._end_of_step))
+
+    def _forward_hook(self, name: str) -> Callable[..., None]:
+        def after_forward(layer: nn.Module, args: Any, kwargs: dict[str, Any], output: Tensor) -> None:
+            if not output.requires_grad:
+                return
+            inputs = (args[0] if args else next(iter(kwargs.values()))).detach()
+
+            def after_backward(gradient: Tensor) -> None:
+                use = (inputs.reshape(-1, inputs.shape[-1]), gradient.detach().reshape(-1, gradient.shape[-1]))
+                self._current[name].append(use)
+
+            output.register_hook(after_backward)  # type: ignore[no-untyped-call]
+
+        return after_forward
+
+    def _end_of_step(self, *_: Any) -> None:
+        for name, uses in self._current.items():
+            if uses:
+                self.seen[name].append(uses)
+                self._current[name] = []
+
+
+def gradient_blocks(
+    name: str,
+    steps: Sequence[Uses],
+    decay: float,
+    shape: tuple[int, int],
+    like: Tensor,
+    group: torch.distributed.ProcessGroup | None,
+) -> Iterator[tuple[int, Tensor]]:
+    """Blocks of the full matrix's gradient, as `synaptome.topology.grow.largest` takes them.
+
+    Args:
+        name: of the layer.
+        steps: what was seen of it, oldest first.
+        decay: the gradient of a step weighs `decay` to the power of its age: 1 for the sum, an optimizer's momentum
+            for its running mean, cut off after these steps.
+        shape: `[out, in]`.
+        like: gives dtype and device.
+        group: processes over whose gradients is summed; None for this one alone.
+
+    Raises:
+        ConfigurationError: nothing was seen.
+    """
+    if not steps:
+        raise ConfigurationError(
+            f"there is no gradient of {name} to grow connections by; call step() after the optimizer's step, on a "
+            f"model that calls this layer (a compiled one runs no hooks)"
+        )
+    out_features, in_features = shape
+    rows = max(1, BLOCK // in_features)
+    uses = [(x.to(like), g.to(like).mul(decay**age)) for age, step in enumerate(reversed(steps)) for x, g in step]
+    for start in range(0, out_features, rows):
+        stop = min(start + rows, out_features)
+        block = like.new_zeros(stop - start, in_features)
+        for x, g in uses:
+            block.addmm_(g[:, start:stop].mT, x)
+        if group is not None:
+            torch.distributed.all_reduce(block, group=group)
+        yield start * in_features, block.view(-1)

@@ -154,6 +154,27 @@ def test_damage_is_told_with_the_tensors_name(tmp_path, capsys):
     code, _, err = run("verify", path, capsys=capsys)
     assert code == 5
     assert "is not the one that was saved" in err
+    (newest.parent / "manifest.json").unlink()
+    code, _, err = run("verify", path, capsys=capsys)
+    assert code == 5
+    assert "manifest.json cannot be read: No such file or directory; to go on from an earlier one: synaptome res" in err
+
+
+def test_all_damage_is_told_and_what_is_left_is_reported(tmp_path, capsys):
+    out = tmp_path / "runs"
+    assert run("run", "failures-classifier", *QUICK, "--seeds", 3, "--out", out, capsys=capsys)[0] == 0
+    for seed in (0, 2):
+        file = out / f"seed-{seed}" / "measures" / "spectra.safetensors"
+        file.write_bytes(file.read_bytes()[:-1])
+    code, told, err = run("verify", out, capsys=capsys)
+    assert code == 5
+    assert f"{out / 'seed-0' / 'measures'}" in err
+    assert f"{out / 'seed-2' / 'measures'}" in err
+    assert f"{out / 'seed-1'}: finished" in told
+    code, told, err = run("report", out, capsys=capsys)
+    assert code == 0
+    assert "synaptome: left out of the report: " in err
+    assert "seed-0/measures/spectra.safetensors" in err
 
 
 def test_seeds_make_a_comparison(tmp_path, capsys):
@@ -248,7 +269,7 @@ def test_a_sweep_skips_what_is_done_resumes_what_is_broken_and_grows(tmp_path, c
         assert (path.stat().st_mtime_ns == when) == ("0000000020" not in str(path) or broken not in path.parents), path
     assert [{k: v for k, v in row.items() if k != "seconds"} for row in read_run(broken).metrics] == rows
     code, told, err = run(*words, "--grid", "failing=all", "--train", 100, "--quiet", capsys=capsys)
-    assert (code, told) == (2, "")
+    assert (code, told) == (5, "")
     assert f"{out / names[2]} holds another run: its train is 200, not 100" in err
     for verb in ("resume", "report"):
         assert run(verb, out, capsys=capsys)[0] == 0

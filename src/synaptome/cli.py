@@ -138,9 +138,15 @@ def report(options: ReportOptions) -> None:
 
 def verify(options: VerifyOptions) -> None:
     """Check every file of a run, or of each run in a folder of seeds."""
+    damaged = []
     for path in _run_folders([options.run]):
-        for line in verify_run(path):
-            print(f"{path}: {line}")
+        try:
+            for line in verify_run(path):
+                print(f"{path}: {line}")
+        except RunError as error:
+            damaged.append(str(error))
+    if damaged:
+        raise RunError("; ".join(damaged))
 
 
 def doctor(options: DoctorOptions) -> None:
@@ -364,4 +370,8 @@ def _run_each(
 def _show(records: Sequence[RunRecord], destination: Path) -> None:
     """Print the table of the runs, write their report, and say where it is."""
     Console().print(summary_table(records))
-    print(f"report: {write_report(records, destination)}")
+    print(f"report: {write_report(records, destination, tell=_warn)}")
+
+
+def _warn(problem: str) -> None:
+    print(f"synaptome: left out of the report: {problem}", file=sys.stderr)

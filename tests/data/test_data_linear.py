@@ -178,6 +178,7 @@ def test_a_covariance_is_read_from_a_file(tmp_path):
     (tmp_path / "sigma.txt").write_text("2 0.5\n0.5 1\n")
     for name in ("sigma.npy", "sigma.csv", "sigma.txt"):
         assert np.array_equal(read_covariance(tmp_path / name), matrix)
+        assert read_covariance(tmp_path / name).flags.writeable  # torch takes nothing else without a warning
 
 
 def test_a_file_that_holds_no_covariance_is_refused(tmp_path):
@@ -190,6 +191,19 @@ def test_a_file_that_holds_no_covariance_is_refused(tmp_path):
     # A header that claims a terabyte.
     (tmp_path / "bomb.npy").write_bytes(whole.getvalue().replace(b"(4, 4)", b"(400000, 400000)")[:200])
     (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00")
-    for name in ("pickled.npy", "words.csv", "ragged.txt", "cut.npy", "bomb.npy", "binary.txt", "missing.npy"):
-        with pytest.raises(DataError, match=f"the covariance in .*{name} cannot be read"):
+    np.save(tmp_path / "complex.npy", 1j * np.eye(2))
+    (tmp_path / "empty.txt").write_text("\n\n")
+    reasons = {
+        "pickled.npy": "object",
+        "words.csv": "one",
+        "ragged.txt": "columns",
+        "cut.npy": "shorter than its header says",
+        "bomb.npy": "shorter than its header says",
+        "binary.txt": "decode",
+        "missing.npy": "No such file",
+        "complex.npy": "complex128, not real numbers",
+        "empty.txt": "it is empty",
+    }
+    for name, reason in reasons.items():
+        with pytest.raises(DataError, match=f"the covariance in .*{name} cannot be read: .*{reason}"):
             read_covariance(tmp_path / name)

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 import synaptome as syn
 from synaptome import data
-from synaptome.errors import ConfigurationError, NumericError, SynaptomeError, WorkerLostError
+from synaptome.errors import ConfigurationError, NumericError, RunError, SynaptomeError, WorkerLostError
 from synaptome.learning.optimization import Optimization
 from synaptome.recipes import RECIPES, running
 from synaptome.recipes.demo import DEMO
@@ -201,6 +201,15 @@ def test_exact_and_sampled_runs_take_the_same_steps_and_are_measured_alike(tmp_p
     final = read_final(paths[1], "spectra")
     torch.testing.assert_close(final["input/covariance"].float(), torch.eye(8), atol=1e-6, rtol=0)
     torch.testing.assert_close(final["teacher/singular_values"], torch.tensor([1.0, 0.2]).double())
+
+
+def test_a_run_is_no_folder_of_runs(tmp_path):
+    settings = settings_of(FailuresClassifier(epochs=1))
+    running.start(settings, tmp_path / "run")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
+    with pytest.raises(RunError, match="is a run itself, and no folder of runs; choose another --out"):
+        running.prepare_seeds(settings, 2, tmp_path / "run")
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == before
 
 
 def test_a_classifier_is_tested_with_failures_at_inference(tmp_path):

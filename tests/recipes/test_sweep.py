@@ -160,9 +160,9 @@ def test_folders_are_claimed_recognised_or_refused(tmp_path):
     assert sweep.prepare_cells(cells(), tmp_path) == [path]
     assert (path / "recipe.json").stat().st_mtime_ns == before
     other = replace(SMALL, optimization=Optimization(rate=0.5))
-    with pytest.raises(ConfigurationError, match=r"depth-2_seed-0 holds another run: its optimization\.rate is 1e-05"):
+    with pytest.raises(RunError, match=r"depth-2_seed-0 holds another run: its optimization\.rate is 1e-05"):
         sweep.prepare_cells(cells(recipe=other), tmp_path)
-    with pytest.raises(ConfigurationError, match="its threads is 1, not 2; choose another --out"):
+    with pytest.raises(RunError, match="its threads is 1, not 2; choose another --out"):
         sweep.prepare_cells(cells(threads=2), tmp_path)
     assert sweep.prepare_cells(cells(threads=2), tmp_path, ["threads"]) == [path]
     (tmp_path / "file").write_text("")

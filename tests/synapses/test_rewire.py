@@ -141,3 +141,26 @@ def test_weights_that_a_layer_ties_stay_tied():
     cell.weight_ih = cell.weight_hh
     failing = syn.rewire(cell, syn.Failing(0.5))
     assert failing.weight_ih is failing.weight_hh is cell.weight_hh
+
+
+@pytest.mark.parametrize("inference", ["noisy", "expected"])
+def test_a_transformer_layer_does_not_bypass_its_failing_layers(inference):
+    """Its fast path at inference reads weights without calling the layers."""
+    encoder = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True)
+    syn.rewire(encoder, syn.Failing(0.5, inference))
+    encoder.eval()
+    x = torch.randn(3, 5, 16)
+    with torch.no_grad():
+        assert torch.equal(encoder(x), encoder(x)) == (inference == "expected")
+        assert syn.predict(encoder, x, samples=5).std.mean() > 0.01
+
+
+def test_a_layer_of_another_kind_is_named():
+    model = nn.Sequential(nn.RNN(2, 8))
+    with pytest.raises(ConfigurationError, match=r"no layer that matches '\*' can be rewired \(0 is a RNN\); Linear"):
+        syn.rewire(model, syn.Failing(0.3))
+    model = nn.ModuleDict({"lstm": nn.LSTM(2, 3), "out": nn.Linear(3, 1)})
+    with pytest.raises(ConfigurationError, match=r"'lstm' can be rewired \(lstm is a LSTM\); .* can: out"):
+        syn.rewire(model, syn.Failing(0.3), where="lstm")
+    with pytest.raises(ConfigurationError, match=r"unknown layer 'ouz' \(did you mean 'out'\?\)"):
+        syn.rewire(model, syn.Failing(0.3), where="ouz")

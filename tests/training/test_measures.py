@@ -178,7 +178,7 @@ def test_a_lost_chunk_is_told_when_a_run_goes_on(store, small_chunks):
     (store.path / "measures" / "weights" / "00007.safetensors").unlink()
     again = trainer(store, recorders)
     again.load_state_dict(store.states[21])
-    with pytest.raises(RunError, match="measures/weights has lost files that its run counts on"):
+    with pytest.raises(RunError, match="measures/weights has lost files that the checkpoint counts on"):
         again.fit()
 
 
@@ -432,3 +432,10 @@ def test_what_a_killed_process_left_half_written_is_removed(tmp_path):
     folder, _ = RunFolder.open(tmp_path / "run", {})
     folder.close()
     assert files(tmp_path / "run") == {}
+
+
+def test_a_folder_that_is_not_there_is_not_a_run_without_measures(tmp_path):
+    for read in (read_series, read_final):
+        with pytest.raises(RunError, match="nowhere is not a run folder"):
+            read(tmp_path / "nowhere", "spectra")
+        assert read(tmp_path, "spectra") == {}

@@ -27,11 +27,18 @@ def read_covariance(path: Path) -> npt.NDArray[np.float64]:
     try:
         if path.suffix == ".npy":
             # Mapped, so that a header that claims more than the file holds is refused before any memory is taken.
-            return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False), np.float64)
-        text = path.read_text(encoding="utf-8").replace(",", " ")
-        return np.loadtxt(text.splitlines(), dtype=np.float64, ndmin=2)
+            matrix = np.load(path, mmap_mode="r", allow_pickle=False)
+            if matrix.dtype.kind not in "fiu":
+                raise ValueError(f"it holds {matrix.dtype}, not real numbers")
+            return np.array(matrix, np.float64)
+        lines = [line for line in path.read_text(encoding="utf-8").replace(",", " ").splitlines() if line.strip()]
+        if not lines:
+            raise ValueError("it is empty")
+        return np.loadtxt(lines, dtype=np.float64, ndmin=2)
     except (OSError, ValueError, TypeError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
+        if "mmap length" in str(error):
+            reason = "it is shorter than its header says"
         raise DataError(f"the covariance in {path} cannot be read: {reason}") from None
 
 

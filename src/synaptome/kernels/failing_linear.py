@@ -54,8 +54,8 @@ def failing_linear(x: Tensor, weight: Tensor, bias: Tensor | None, failure: floa
 
 def check_failure(failure: float) -> None:
     """Refuse a probability of failure outside [0, 1)."""
-    if not 0 <= failure < 1:  # also refuses NaN
-        raise ConfigurationError(f"failure is the probability that a synapse fails, in [0, 1); given {failure}")
+    if not isinstance(failure, (int, float)) or not 0 <= failure < 1:  # also refuses NaN
+        raise ConfigurationError(f"failure is the probability that a synapse fails, in [0, 1); given {failure!r}")
 
 
 @torch.library.custom_op("synaptome::failing_linear", mutates_args=())

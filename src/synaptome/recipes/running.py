@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from synaptome.analysis.wiring import count_synapses
-from synaptome.errors import ConfigurationError, Interrupted, SynaptomeError
+from synaptome.errors import ConfigurationError, Interrupted, RunError, SynaptomeError
 from synaptome.recipes import RECIPES
 from synaptome.recipes.recipe import Experiment, RunSettings
 from synaptome.recipes.workers import run_each
@@ -78,10 +78,13 @@ def prepare_seeds(settings: RunSettings, seeds: int, out: Path) -> list[Path]:
 
     Raises:
         ConfigurationError, DataError: as `start`; no folder was made.
+        RunError: OUT is a run.
     """
     if seeds < 1:
         raise ConfigurationError(f"seeds is a whole number of at least 1; given {seeds}")
     build(settings)  # what is wrong for one is wrong for all: say so before anything is written
+    if (out / "recipe.json").exists():
+        raise RunError(f"{out} is a run itself, and no folder of runs; choose another --out")
     numbers = range(settings.seed, settings.seed + seeds)
     paths = [out / f"seed-{seed}" for seed in numbers]
     for path, seed in zip(paths, numbers, strict=True):

@@ -17,6 +17,12 @@ from synaptome.recipes.running import read_settings
 from synaptome.training.run import prepare
 
 LONGEST_VALUE = 40  # characters of a value in a folder's name
+RUN_OPTIONS = {  # what is taken for a field, and what to give instead
+    "seed": "give --seed and --seeds",
+    "seeds": "give --seeds",
+    "threads": "it holds for all runs alike: --threads",
+    "device": "it holds for all runs alike: --device",
+}
 LONGEST_NAME = 200
 
 Grid = dict[str, tuple[str, ...]]
@@ -58,6 +64,8 @@ def read_grid(words: Sequence[str], fields: Collection[str], named: Mapping[str,
             raise unknown("grid", field, [*named, *(f"{name}=..." for name in fields)])
         for name, given in {field: _values(field, values)}.items() if equals else named[field].items():
             name = name.replace("_", "-")
+            if name in RUN_OPTIONS:
+                raise ConfigurationError(f"{name} is no field of the recipe, but an option: {RUN_OPTIONS[name]}")
             if name not in fields:
                 raise unknown("field", name, fields)
             if name in grid:
@@ -114,9 +122,10 @@ def prepare_cells(cells: Sequence[Cell], out: Path, left_open: Collection[str] =
         left_open: names of settings that nobody chose, such as `threads`: a folder that is there keeps its own.
 
     Raises:
-        ConfigurationError: a folder holds another run; nothing was written.
-        RunError: a folder holds something else, or cannot be written.
+        RunError: a folder holds another run or something else, or cannot be written; in the first case, nothing was.
     """
+    if (out / "recipe.json").exists():
+        raise RunError(f"{out} is a run itself, and no folder of runs; choose another --out")
     for cell in cells:
         _is_there(out / cell.name, cell, left_open)
     for cell in cells:
@@ -131,7 +140,7 @@ def prepare_cells(cells: Sequence[Cell], out: Path, left_open: Collection[str] =
 
 
 def _is_there(path: Path, cell: Cell, left_open: Collection[str]) -> bool:
-    """Whether a folder holds this cell; a ConfigurationError if it holds another run."""
+    """Whether a folder holds this cell; a RunError if it holds another run."""
     if not (path / "recipe.json").exists():
         return False
     found = read_settings(path / "recipe.json")
@@ -139,7 +148,7 @@ def _is_there(path: Path, cell: Cell, left_open: Collection[str]) -> bool:
     if found != wanted:
         there, here = _flat(found.document()), _flat(wanted.document())
         what = next(key for key in [*here, *there] if here.get(key) != there.get(key))
-        raise ConfigurationError(
+        raise RunError(
             f"{path} holds another run: its {what} is {there.get(what)}, not {here.get(what)}; choose another --out"
         )
     return True

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from synaptome.training.run import RunRecord
 
 
-def write_report(runs: Sequence[RunRecord], destination: Path) -> Path:
+def write_report(
+    runs: Sequence[RunRecord], destination: Path, tell: Callable[[str], object] = lambda problem: None
+) -> Path:
     """Write the report of one run, or the comparison of several, as a single HTML file.
 
     The data of each figure go beside it as CSV: `runs/demo/report.html` comes with `runs/demo/report-data/loss.csv`.
@@ -29,6 +31,7 @@ def write_report(runs: Sequence[RunRecord], destination: Path) -> Path:
     Args:
         runs: at least one, finished or not; see `synaptome.training.run.read_run`.
         destination: the .html file; folders above it are made.
+        tell: is told of each file of measures that is damaged, and therefore left out.
 
     Returns:
         The destination.
@@ -56,6 +59,8 @@ def write_report(runs: Sequence[RunRecord], destination: Path) -> Path:
         _write(destination, page, folder, data)
     except OSError as error:
         raise RunError(f"the report {destination} cannot be written: {error}") from None
+    for problem in found.problems:
+        tell(problem)
     return destination
 
 

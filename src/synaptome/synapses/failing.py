@@ -115,6 +115,9 @@ class Failures(nn.Module):
         # Drawn on the CPU: the same seed gives the same stream on every device.
         self.register_buffer("stream", torch.randint(2**62, (), dtype=torch.int64).to(device))
         self.register_buffer("counter", torch.zeros((), dtype=torch.int64, device=device))
+        # Never called, since this module is not. But torch.nn.TransformerEncoderLayer reads the weights of its linear
+        # layers at inference without calling them, unless a module inside it has a hook.
+        self.register_forward_pre_hook(_no_change)
 
     @property
     def inference(self) -> str:
@@ -274,6 +277,10 @@ def adopt(successor: _M, layer: nn.Module) -> _M:
     for name, parameter in layer.named_parameters(recurse=False, remove_duplicate=False):
         setattr(successor, name, parameter)
     return successor.train(layer.training)
+
+
+def _no_change(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    """A hook that changes nothing."""
 
 
 def _rank() -> int:

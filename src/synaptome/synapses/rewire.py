@@ -84,7 +84,7 @@ def rewire(model: nn.Module, wiring: Kind | Wiring, where: Where = "*") -> nn.Mo
             among = convertible if pattern == "*" else layers
             matching = {name: m for name, m in among.items() if fnmatchcase(name, pattern)}
             if not matching:
-                raise unknown("layer", pattern, convertible)
+                raise _no_layer(model, pattern, convertible)
             chosen.update(matching)
     for name, module in chosen.items():
         if name not in convertible:
@@ -102,6 +102,21 @@ def rewire(model: nn.Module, wiring: Kind | Wiring, where: Where = "*") -> nn.Mo
             parent, _, attribute = name.rpartition(".")
             setattr(model.get_submodule(parent), attribute, converted[chosen[name]])
     return converted.get(model, model)
+
+
+def _no_layer(model: nn.Module, pattern: str, convertible: Iterable[str]) -> ConfigurationError:
+    """The error for a pattern that no convertible layer matches, with what does match it."""
+    names = list(convertible)
+    met = [
+        f"{name} is a {type(m).__name__}" for name, m in model.named_modules() if name and fnmatchcase(name, pattern)
+    ]
+    if not met:
+        return unknown("layer", pattern, names)
+    what = f"{met[0]}, and {len(met) - 1} more" if len(met) > 1 else met[0]
+    return ConfigurationError(
+        f"no layer that matches {pattern!r} can be rewired ({what}); Linear, Conv2d and RNNCell can: "
+        f"{', '.join(names) or 'the model has none'}"
+    )
 
 
 def _share(sparse: Sparse, layers: Iterable[Any]) -> dict[nn.Module, int]:

@@ -89,7 +89,7 @@ def load(folder: Path, step: int) -> dict[str, Any]:
     """
     path = folder / f"{step:010d}"
     manifest = _manifest(path, step)
-    contents = {name: _read(path / name) for name in (TENSORS, STATE)}
+    contents = {name: _read(path / name, _advice(folder, step)) for name in (TENSORS, STATE)}
     for name, content in contents.items():
         if hashlib.sha256(content).hexdigest() != manifest["files"].get(name):
             raise RunError(_damage(path / name, content, manifest) + _advice(folder, step))
@@ -101,7 +101,7 @@ def load(folder: Path, step: int) -> dict[str, Any]:
 def _manifest(path: Path, step: int) -> dict[str, Any]:
     advice = _advice(path.parent, step)
     try:
-        manifest: dict[str, Any] = json.loads(_read(path / MANIFEST))
+        manifest: dict[str, Any] = json.loads(_read(path / MANIFEST, advice))
         digest = manifest.pop("sha256")
         whole = digest == _self_digest(manifest) and manifest["step"] == step
     except (ValueError, KeyError, TypeError, AttributeError):
@@ -136,11 +136,11 @@ def _advice(folder: Path, step: int) -> str:
     return f"; to go on from an earlier one: synaptome resume {folder.parent} --checkpoint {others[-1]}"
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path, advice: str) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise RunError(f"{path} cannot be read: {error.strerror}") from None
+        raise RunError(f"{path} cannot be read: {error.strerror}{advice}") from None
 
 
 def _write(path: Path, content: bytes) -> None:

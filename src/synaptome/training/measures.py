@@ -168,7 +168,10 @@ def cut_series(folder: Path, name: str, index: int) -> None:
     series = folder / name
     numbers = _chunks(series)
     if not set(range(index)) <= set(numbers):
-        raise RunError(f"{series} has lost files that its run counts on; start the run again")
+        raise RunError(
+            f"{folder / name} has lost files that the checkpoint counts on; go on from an earlier one (--checkpoint), "
+            f"or start the run again"
+        )
     for number in reversed(numbers):  # from the end, so that a kill leaves no hole
         if number >= index:
             tensor_file(folder, _place(name, number)).unlink()
@@ -212,7 +215,8 @@ def read_series(path: Path | str, name: str) -> Tensors:
 
 
 def count_chunks(path: Path | str, name: str) -> int:
-    """How many chunks a series has; a RunError if one before the last is missing."""
+    """How many chunks a series has; a RunError if one before the last is missing, or the folder is not there."""
+    _check_folder(path)
     series = Path(path) / "measures" / name
     numbers = _chunks(series)
     for index, number in enumerate(numbers):
@@ -229,6 +233,7 @@ def read_final(path: Path | str, name: str) -> Tensors:
         ConfigurationError: there can be no measures of that name.
     """
     check_name(name)
+    _check_folder(path)
     folder = Path(path) / "measures"
     return read_tensors(folder, name) if tensor_file(folder, name).exists() else {}
 
@@ -251,6 +256,11 @@ def verify_measures(path: Path) -> list[str]:
             read_final(path, entry.stem)
             whole.append(f"measures/{entry.name}: every tensor has its sha256")
     return whole
+
+
+def _check_folder(path: Path | str) -> None:
+    if not Path(path).is_dir():
+        raise RunError(f"{path} is not a run folder: there is no such folder")
 
 
 def check_name(name: str) -> None:

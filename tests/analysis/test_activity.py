@@ -34,13 +34,14 @@ def test_activity_leaves_counters_modes_and_hooks_as_they_were(inference):
     network(torch.randn(2, 6))  # so that a counter stands above 0
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     modes = [module.training for module in network.modules()]
+    hooks = [list(module._forward_pre_hooks) for module in network.modules()]
     random = torch.get_rng_state()
     first, second = (hidden_activity(network, linear_layers(network), torch.ones(4, 6)) for _ in range(2))
     assert torch.equal(first[0], second[0])
     assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
     assert [module.training for module in network.modules()] == modes
     assert torch.equal(torch.get_rng_state(), random)
-    assert not any(module._forward_pre_hooks for module in network.modules())
+    assert [list(module._forward_pre_hooks) for module in network.modules()] == hooks
 
 
 class Counting(nn.Module):

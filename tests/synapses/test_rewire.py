@@ -155,6 +155,23 @@ def test_a_transformer_layer_does_not_bypass_its_failing_layers(inference):
         assert syn.predict(encoder, x, samples=5).std.mean() > 0.01
 
 
+@pytest.mark.parametrize("kind", [syn.Failing(0.5), syn.Sparse(0.5)])
+def test_a_transformer_encoder_with_padding_calls_its_rewired_layers(kind):
+    torch.manual_seed(0)
+    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True), 2)
+    syn.rewire(encoder, kind)
+    padding = torch.zeros(3, 5, dtype=torch.bool)
+    padding[0, 3:] = True
+    x = torch.randn(3, 5, 16)
+    encoder.eval()
+    expected = encoder(x, src_key_padding_mask=padding).detach()  # with gradients torch takes no fast path
+    with torch.no_grad():
+        torch.testing.assert_close(encoder(x, src_key_padding_mask=padding), expected)
+    plain = syn.rewire(encoder, syn.Dense())
+    with torch.no_grad():
+        torch.testing.assert_close(plain(x, src_key_padding_mask=padding), expected)
+
+
 def test_a_layer_of_another_kind_is_named():
     model = nn.Sequential(nn.RNN(2, 8))
     with pytest.raises(ConfigurationError, match=r"no layer that matches '\*' can be rewired \(0 is a RNN\); Linear"):

@@ -101,7 +101,18 @@ def rewire(model: nn.Module, wiring: Kind | Wiring, where: Where = "*") -> nn.Mo
         if name:
             parent, _, attribute = name.rpartition(".")
             setattr(model.get_submodule(parent), attribute, converted[chosen[name]])
+    _leave_fast_paths(model, {layer for layer in converted.values() if type(layer) not in _FAILING})
     return converted.get(model, model)
+
+
+def _leave_fast_paths(model: nn.Module, layers: set[nn.Module]) -> None:
+    """Let torch's transformer encoders call their layers at inference too, rather than read weights from them."""
+    for module in model.modules():
+        if isinstance(module, (nn.TransformerEncoder, nn.TransformerEncoderLayer)) and layers & set(module.modules()):
+            if isinstance(module, nn.TransformerEncoder):
+                module.use_nested_tensor = False
+            else:
+                module.activation_relu_or_gelu = 0  # read by the fast path only, which takes 0 for a reason to stay out
 
 
 def _no_layer(model: nn.Module, pattern: str, convertible: Iterable[str]) -> ConfigurationError:

@@ -221,7 +221,9 @@ def test_trainer_epochs_quick_says_when_its_examples_are_synthetic(tmp_path):
             ["forward", "forward + backward"],
         ),
         ("linear_theory", ["explicit", "cpu", "exact"], ["N = 100"] * 2),
-        ("sparse_step", ["sparse", "dense", "masked", "csr", "gather"], ["20-30-10"] * 4),
+        pytest.param(
+            "sparse_step", ["sparse", "dense", "masked", "csr", "gather"], ["20-30-10"] * 4, marks=pytest.mark.slow
+        ),
     ],
 )
 @pytest.mark.filterwarnings("ignore:Sparse:UserWarning")  # torch calls its own sparse tensors a beta

@@ -429,6 +429,7 @@ def test_a_density_at_which_dense_is_faster_warns_once(monkeypatch):
         syn.SparseLinear(600, 600, density=0.05)
 
 
+@pytest.mark.slow
 def test_a_million_neurons_on_either_side():
     """Ten connections each: built and used in under 1 GB, where a dense weight would take 4000 GB."""
     script = """

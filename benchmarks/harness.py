@@ -154,12 +154,12 @@ def compare(
     ]
 
 
-def save(results: Sequence[Result], folder: Path = RESULTS) -> Path:
-    """Print the results as a table, and write them to `folder/NAME.csv`, a row each; returns that file."""
+def save(results: Sequence[Result], folder: Path = RESULTS, *, tables: bool = True) -> Path:
+    """Print the results as tables if asked, and write them to `folder/NAME.csv`, a row each; returns that file."""
     rows = [result.columns() for result in results]
     first = rows[0]
     console = Console(width=max(Console().width, 120), soft_wrap=True)  # a log's table is as wide as it needs
-    for note in dict.fromkeys(row["note"] for row in rows):
+    for note in dict.fromkeys(row["note"] for row in rows if tables):
         console.print(_table([row for row in rows if row["note"] == note]))
     environment = ("synaptome", "python", "torch", "numpy", "processor", "cores", "blas", "load_before", "load_after")
     console.print(", ".join(f"{key} {first[key]}" for key in environment))

@@ -139,7 +139,7 @@ def measure(widths: Sequence[int], density: float, batch: int, threads: int, rou
         amount=STEPS,
         unit="steps",
         note=f"{'-'.join(map(str, widths))}, density {density:g}, batch {batch}, float32",
-        limit=90,
+        limit=25,
         memory=memory,
     )
 
@@ -150,7 +150,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a small network, to see that it runs")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the CSV")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--batch", type=int, nargs="+", default=[128])
+    parser.add_argument("--batch", type=int, nargs="+", default=[100, 128])
     parser.add_argument("--density", type=float, nargs="+", default=DENSITIES)
     options = parser.parse_args()
     results = []

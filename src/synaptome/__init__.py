@@ -10,9 +10,12 @@ model = syn.rewire(model, syn.Failing(0.3), where="*.fc*")   # any model, in pla
 from synaptome.synapses.failing import Failing, FailingLinear, Failures
 from synaptome.synapses.failing_conv import FailingConv2d
 from synaptome.synapses.failing_recurrent import FailingRNN, FailingRNNCell
+from synaptome.synapses.failing_sparse import FailingSparseLinear
 from synaptome.synapses.predict import Prediction, predict
 from synaptome.synapses.rewire import rewire
-from synaptome.synapses.sparse import Sparse, SparseLinear
+from synaptome.synapses.sparse import SparseLinear
+from synaptome.synapses.sparse_conv import SparseConv2d
+from synaptome.synapses.sparsity import Sparse
 from synaptome.synapses.wiring import Dense, Kind, Wiring
 from synaptome.topology.evolution import Evolution
 
@@ -26,10 +29,12 @@ __all__ = [
     "FailingLinear",
     "FailingRNN",
     "FailingRNNCell",
+    "FailingSparseLinear",
     "Failures",
     "Kind",
     "Prediction",
     "Sparse",
+    "SparseConv2d",
     "SparseLinear",
     "Wiring",
     "__version__",

@@ -54,6 +54,21 @@ def test_failures_are_nested_in_those_of_higher_rates():
         assert abs(share - (1 - rate)) < 4 * math.sqrt(rate * (1 - rate) / 200)
 
 
+def test_sparse_networks_fail_as_the_same_dense_ones_do():
+    """Only connections can fail, and each fails where the synapse in its place of a dense weight would."""
+    torch.manual_seed(5)
+    sparse = FeedForward([12, 30, 4], wiring=syn.Sparse(0.3))
+    dense = syn.rewire(copy.deepcopy(sparse), syn.Dense())
+    split = Split(torch.randn(500, 12), torch.randint(4, (500,)))
+    rates = [0.0, 0.2, 0.6]
+    found = [accuracy_under_failures(model, split, rates, 3)["accuracy"] for model in (sparse, dense)]
+    assert torch.equal(*found)
+    assert len(found[0].unique()) > 5
+    failing = syn.rewire(copy.deepcopy(sparse), syn.Failing(0.9))
+    assert torch.equal(accuracy_under_failures(failing, split, rates, 3)["accuracy"], found[0])
+    assert [type(layer) for layer in sparse.layers] == [syn.SparseLinear] * 2
+
+
 @pytest.mark.parametrize("wiring", [None, syn.Failing(0.3), syn.Failing(0.9, "mc(3)")])
 def test_the_model_is_not_touched(wiring):
     torch.manual_seed(3)

@@ -211,18 +211,31 @@ def test_trainer_epochs_quick_says_when_its_examples_are_synthetic(tmp_path):
         assert float(row["per_second"]) > 0
 
 
+# One of them shows, in the fast tier, that scripts run.
 @pytest.mark.parametrize(
     ("script", "contestants", "notes"),
     [
-        ("failing_linear", ["explicit", "reference", "cpu", "dense"], ["forward", "forward + backward"]),
-        (
-            "failing_conv2d",
-            ["explicit", "one-by-one", "reference", "cpu", "gaussian", "plain"],
-            ["forward", "forward + backward"],
-        ),
         ("linear_theory", ["explicit", "cpu", "exact"], ["N = 100"] * 2),
-        pytest.param(
-            "sparse_step", ["sparse", "dense", "masked", "csr", "gather"], ["20-30-10"] * 4, marks=pytest.mark.slow
+        *(
+            pytest.param(*row, marks=pytest.mark.slow)
+            for row in (
+                ("failing_linear", ["explicit", "reference", "cpu", "dense"], ["forward", "forward + backward"]),
+                (
+                    "failing_conv2d",
+                    ["explicit", "one-by-one", "reference", "cpu", "gaussian", "plain"],
+                    ["forward", "forward + backward"],
+                ),
+                (
+                    "failing_sparse",
+                    ["failing-sparse", "failing-dense", "sparse", "explicit"],
+                    ["forward", "forward + backward"],
+                ),
+                ("sparse_conv2d", ["sparse", "masked", "dense"], ["forward", "forward + backward"] * 5),
+                ("sparse_crossover", ["sparse", "dense"], [f"width {width}" for width in (16, 16, 32, 32)]),
+                ("sparse_evolution", ["cpu", "reference", "training"], ["set/random", "magnitude/gradient"]),
+                ("sparse_scale", ["step", "change", "build"], ["20-3000-3000-3000-10"]),
+                ("sparse_step", ["sparse", "dense", "masked", "csr", "gather"], ["20-30-10"] * 4),
+            )
         ),
     ],
 )

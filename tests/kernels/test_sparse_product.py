@@ -13,7 +13,7 @@ from torch.library import opcheck
 
 from synaptome.errors import ConfigurationError
 from synaptome.kernels import sparse_product
-from synaptome.kernels.sparse_product import input_grad, sddmm, sparse_linear, spmm, structure_of
+from synaptome.kernels.sparse_product import grads, input_grad, sddmm, sparse_linear, spmm, structure_of
 
 
 def structure(outputs, inputs, nnz, index=torch.int32):
@@ -61,6 +61,8 @@ def test_products_are_those_of_a_python_loop(name, shape, batch, seed, wide, wit
         torch.testing.assert_close(spmm(values, x, bias if with_bias else None, *graph), y)
         torch.testing.assert_close(input_grad(values, grad, graph.ccol, graph.row, graph.permutation), by_x)
         torch.testing.assert_close(sddmm(grad, x, graph.crow, graph.col), by_values)
+        both = grads(values, x, grad, graph.ccol, graph.row, graph.permutation)
+        torch.testing.assert_close(both, (by_values, by_x))
 
 
 # Batches around the vectors of 2 to 16 numbers, and around the blocks of eight of them.
@@ -118,6 +120,20 @@ def test_gradcheck_and_opcheck(backend, outputs, inputs, nnz, batch):
     opcheck(spmm, (values, x, None, *graph))
     opcheck(input_grad, (values.detach(), grad, graph.ccol, graph.row, graph.permutation))
     opcheck(sddmm, (grad, x.detach(), graph.crow, graph.col))
+    opcheck(grads, (values.detach(), x.detach(), grad, graph.ccol, graph.row, graph.permutation))
+
+
+def test_gradients_that_nobody_needs_are_not_made(backend, monkeypatch):
+    _, graph = structure(7, 6, 20)
+    values, x = torch.randn(20, requires_grad=True), torch.randn(6, 4, requires_grad=True)
+    both = torch.autograd.grad(spmm(values, x, None, *graph).sum(), (values, x))
+    for name in ("grads", "input_grad"):
+        monkeypatch.setattr(sparse_product, name, None)
+    torch.testing.assert_close(*torch.autograd.grad(spmm(values, x.detach(), None, *graph).sum(), values), both[0])
+    monkeypatch.undo()
+    for name in ("grads", "sddmm"):
+        monkeypatch.setattr(sparse_product, name, None)
+    torch.testing.assert_close(*torch.autograd.grad(spmm(values.detach(), x, None, *graph).sum(), x), both[1])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -134,7 +150,8 @@ def test_the_number_of_threads_changes_no_bit(monkeypatch, dtype):
     for count in (1, 2, 3, 7):
         torch.set_num_threads(count)
         by_x = input_grad(values, grad.to(dtype), graph.ccol, graph.row, graph.permutation)
-        results.append([spmm(values, x, None, *graph), by_x, sddmm(grad.to(dtype), x, graph.crow, graph.col)])
+        both = grads(values, x, grad.to(dtype), graph.ccol, graph.row, graph.permutation)
+        results.append([spmm(values, x, None, *graph), by_x, sddmm(grad.to(dtype), x, graph.crow, graph.col), *both])
     for other in results[1:]:
         assert all(torch.equal(mine, theirs) for mine, theirs in zip(results[0], other, strict=True))
 
@@ -149,10 +166,15 @@ def test_a_sum_of_zeros_keeps_what_is_not_finite_apart(backend):
         y = spmm(values, x, None, *graph)
         assert torch.equal(torch.isfinite(y).all(0), torch.arange(batch) != 3)
         assert torch.equal(y[:, 4:], expected[:, 4:])
+        by_x = grads(values, torch.randn(5, batch), grad.where(torch.arange(batch) != 3, torch.inf), *graph[2:])[1]
+        assert torch.equal(torch.isfinite(by_x).all(0), torch.arange(batch) != 3)
         x[:, 3] = 1e30
         grad[:, 3] = 0  # an example without a gradient
         torch.testing.assert_close(
             sddmm(grad, x, graph.crow, graph.col), (grad @ x.T)[row, graph.col.long()], rtol=1e-4, atol=1e-4
+        )
+        torch.testing.assert_close(
+            grads(values, x, grad, *graph[2:])[0], (grad @ x.T)[row, graph.col.long()], rtol=1e-4, atol=1e-4
         )
 
 

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 
+import synaptome as syn
 from synaptome.conformance import check_rule
 from synaptome.data import Batch, linear_regression, semantic_hierarchy
 from synaptome.errors import ConfigurationError
@@ -130,6 +131,9 @@ def test_networks_without_an_exact_expectation_are_refused():
     ):
         with pytest.raises(ConfigurationError, match="known for linear networks without biases"):
             ExactExpectation(wrong, sgd(wrong, 0.1), teacher)
+    sparse = FeedForward([4, 3, 1], activation="linear", bias=False, wiring=syn.Sparse(0.5))
+    with pytest.raises(ConfigurationError, match="for dense and failing layers; given SparseLinear, SparseLinear"):
+        ExactExpectation(sparse, sgd(sparse, 0.1), teacher)
     model = network([4, 3, 1])
     with pytest.raises(ConfigurationError, match=r"the teacher is \[1, 4\]"):
         ExactExpectation(model, sgd(model, 0.1), teacher.mT)

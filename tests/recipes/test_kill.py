@@ -18,6 +18,8 @@ from synaptome.analysis.spectra import Spectra
 from synaptome.errors import RunError
 from synaptome.learning.backprop import Backprop
 from synaptome.recipes import running
+from synaptome.recipes.evolution import EvolvingSparsity
+from synaptome.recipes.evolution_choice import EvolutionChoice
 from synaptome.recipes.failures import FailuresClassifier
 from synaptome.recipes.recipe import RunSettings
 from synaptome.training import checkpoint, measures, tensor_file
@@ -28,6 +30,15 @@ from synaptome.training.run import load_state, read_metrics, verify_run
 from synaptome.training.state import take_apart
 
 SETTINGS = RunSettings(FailuresClassifier(epochs=2, batch=450, width=8, failure=0.2), seed=1, device="cpu", threads=1)
+# Connections that move between layers every other step, by gradients of several steps: much to go back to.
+EVOLVING = RunSettings(
+    EvolvingSparsity(
+        hidden=(12,), epsilon=2.0, batch=450, epochs=2, preset="snfs", evolution=EvolutionChoice(every_steps=2)
+    ),
+    seed=1,
+    device="cpu",
+    threads=1,
+)
 
 
 def in_child(work):
@@ -151,6 +162,31 @@ def test_a_run_killed_again_and_again_gets_there(tmp_path):
         kills += 1
     assert kills >= 3
     assert result(path) == result(tmp_path / "whole")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+def test_evolving_connections_after_kill_at_any_event_are_the_same_bits(tmp_path, monkeypatch):
+    monkeypatch.setitem(globals(), "SETTINGS", EVOLVING)
+    begin(tmp_path / "whole")
+    whole = result(tmp_path / "whole"), measured_files(tmp_path / "whole")
+    assert whole[0][2][-1]["connections/replaced"] > 0
+    moment = killed = 0
+    while True:
+        moment += 7
+        path = tmp_path / f"killed-{moment}"
+
+        def work(path=path, moment=moment):
+            die_at(moment)
+            begin(path)
+
+        if in_child(work) == 0:
+            break
+        killed += 1
+        assert in_child(lambda path=path: go_on(path)) == 0
+        assert (result(path), measured_files(path)) == whole, f"killed at event {moment}"
+        assert verify_run(path)[-1] == "finished"
+    assert killed > 20
 
 
 def measure_too(monkeypatch):

@@ -12,7 +12,7 @@ from synaptome.report.citations import BIBTEX
 from synaptome.report.drawing import page_svg
 from synaptome.training.run import read_run
 
-VOID = {"meta", "link"}
+VOID = {"meta", "link", "img", "input"}
 
 
 class Page(HTMLParser):
@@ -196,7 +196,10 @@ def test_a_page_with_measures_is_one_file_of_its_own(report, spectra, write_meas
         for name in set(re.findall(r"var\(--(\w+)\)", drawing)):
             assert html.count(f"--{name}:") == 2  # light and dark
     text = " ".join(page.text)
-    assert "Robustness is over all runs; all other figures are of each group's first run with measures:" in text
+    assert (
+        "Charts of mean and spread are over all runs; all other figures are of each group's first run with measures:"
+        in text
+    )
     assert "0.0-0 (failure=0.0), 0.5-0 (failure=0.5)" in text
 
 

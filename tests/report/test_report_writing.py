@@ -82,15 +82,15 @@ def test_a_failed_write_leaves_the_earlier_report_and_no_partial_file(tmp_path, 
     runs = [finished("a")]
     write_report(runs[:1], out / "report.html")
     before = {name: (out / name).read_bytes() for name in files(out) if (out / name).is_file()}
-    written = Path.write_text
+    written = Path.write_bytes
 
-    def full_disk(self, *arguments, **options):
+    def full_disk(self, content):
         if self.name == "accuracy.csv":
-            written(self, "half", encoding="utf-8")
+            written(self, b"half")
             raise OSError(28, "No space left on device")
-        return written(self, *arguments, **options)
+        return written(self, content)
 
-    monkeypatch.setattr(Path, "write_text", full_disk)
+    monkeypatch.setattr(Path, "write_bytes", full_disk)
     with pytest.raises(RunError, match=r"report\.html cannot be written: .*No space left"):
         write_report([*runs, finished("b", failure=0.5)], out / "report.html")
     assert {name: (out / name).read_bytes() for name in files(out) if (out / name).is_file()} == before

@@ -6,6 +6,7 @@ from torch import nn
 
 import synaptome as syn
 from synaptome.errors import ConfigurationError
+from synaptome.synapses.sparse_conv import SparseConv2d
 
 
 class Classifier(nn.Module):
@@ -155,7 +156,7 @@ def test_a_transformer_layer_does_not_bypass_its_failing_layers(inference):
         assert syn.predict(encoder, x, samples=5).std.mean() > 0.01
 
 
-@pytest.mark.parametrize("kind", [syn.Failing(0.5), syn.Sparse(0.5)])
+@pytest.mark.parametrize("kind", [syn.Failing(0.5), syn.Sparse(0.5), syn.Sparse(0.5) + syn.Failing(0.5)])
 def test_a_transformer_encoder_with_padding_calls_its_rewired_layers(kind):
     torch.manual_seed(0)
     encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True), 2)
@@ -181,3 +182,101 @@ def test_a_layer_of_another_kind_is_named():
         syn.rewire(model, syn.Failing(0.3), where="lstm")
     with pytest.raises(ConfigurationError, match=r"unknown layer 'ouz' \(did you mean 'out'\?\)"):
         syn.rewire(model, syn.Failing(0.3), where="ouz")
+
+
+BOTH = syn.Sparse(0.4) + syn.Failing(0.3, "noisy", "gaussian")
+FORMS = {
+    "plain": (lambda: nn.Linear(6, 5), nn.Linear),
+    "failing": (lambda: syn.FailingLinear(6, 5, failure=0.2), syn.FailingLinear),
+    "sparse": (lambda: syn.SparseLinear(6, 5, density=0.6), syn.SparseLinear),
+    "both": (lambda: syn.FailingSparseLinear(6, 5, failure=0.2, density=0.6), syn.FailingSparseLinear),
+}
+
+
+@pytest.mark.parametrize("start", FORMS)
+@pytest.mark.parametrize(
+    ("wiring", "kinds"),
+    [
+        (BOTH, {}),
+        (syn.Sparse(0.4, start="random") + syn.Failing(0.3), {}),
+        (syn.Sparse(0.4), dict.fromkeys(FORMS, syn.SparseLinear)),
+        (syn.Dense(), dict.fromkeys(FORMS, nn.Linear)),
+        (syn.Dense() + syn.Failing(0.3), dict.fromkeys(FORMS, syn.FailingLinear)),
+        (syn.Failing(0.3), {"plain": syn.FailingLinear, "failing": syn.FailingLinear}),
+    ],
+    ids=["both", "random", "sparse", "dense", "dense and failing", "failing"],
+)
+def test_storage_and_noise_are_chosen_apart(start, wiring, kinds):
+    """What a layer becomes, with which numbers, hooks, dtype and mode."""
+    layer = FORMS[start][0]().double().eval()
+    weight = (layer.to_dense() if start != "plain" else layer).weight.detach().clone()
+    calls = []
+    layer.register_forward_hook(lambda *_: calls.append(1))
+    made = syn.rewire(layer, wiring)
+    assert type(made) is kinds.get(start, syn.FailingSparseLinear)
+    assert made.bias is layer.bias
+    assert not any(module.training for module in made.modules())
+    made(torch.randn(3, 6, dtype=torch.float64))
+    assert calls == [1]
+    chosen = wiring if isinstance(wiring, syn.Wiring) else syn.Wiring((wiring,))
+    sparse, failing = chosen.get(syn.Sparse), chosen.get(syn.Failing)
+    if failing is not None:
+        now = made.failures
+        assert (now.rate, now.inference, now.noise) == (failing.failure, failing.inference, failing.noise)
+    if sparse is None:
+        kept = made.to_dense() if type(made) is not nn.Linear else made
+        assert torch.equal(kept.weight, weight)
+    else:
+        assert made.nnz == 12
+        largest = weight.abs().flatten().sort(descending=True).values[:12]
+        same = torch.equal(made.values.detach().abs().sort(descending=True).values, largest)
+        assert same == (sparse.start == "magnitude")
+
+
+def test_failures_come_and_go_while_a_sparse_layer_trains():
+    """Values and graph are the same objects, so an optimizer and evolution go on."""
+    model = nn.Sequential(syn.SparseLinear(6, 5, density=0.5), nn.ReLU(), syn.SparseLinear(5, 4, density=0.5))
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    parameters, structure = dict(model.named_parameters()), model[0].structure
+    for rate in (0.3, 0.5):
+        syn.rewire(model, syn.Failing(rate))
+        assert type(model[0]) is type(model[2]) is syn.FailingSparseLinear
+        assert model[0].failures.rate == rate
+        assert dict(model.named_parameters()) == parameters
+        assert all(mine is theirs for mine, theirs in zip(model[0].structure, structure, strict=True))
+        before = model[0].values.detach().clone()
+        optimizer.zero_grad()
+        model(torch.randn(9, 6)).square().sum().backward()
+        optimizer.step()
+        assert not torch.equal(model[0].values, before)
+    assert model[0].to_sparse().values is parameters["0.values"]
+
+
+def test_a_density_is_shared_over_failing_sparse_layers_too():
+    model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 4))
+    syn.rewire(model, BOTH)
+    assert (model[0].nnz, model[2].nnz) == (12, 8)
+    with pytest.raises(ConfigurationError, match="12 connections cannot keep 15 of them; for more, make it dense"):
+        syn.rewire(model, syn.Sparse(0.5) + syn.Failing(0.3))
+    assert model[0].failures.noise == "gaussian"
+
+
+@pytest.mark.parametrize(
+    ("layer", "wiring"),
+    [
+        (lambda: nn.Conv2d(1, 2, 3), BOTH),
+        (lambda: syn.FailingConv2d(1, 2, 3, failure=0.1), BOTH),
+        (lambda: SparseConv2d(1, 2, 3, nnz=5), BOTH),
+        (lambda: SparseConv2d(1, 2, 3, nnz=5), syn.Failing(0.3)),
+    ],
+)
+def test_sparse_convolutions_that_fail_are_refused(layer, wiring):
+    model = nn.Sequential(nn.Linear(3, 3), layer())
+    before = list(model)
+    with pytest.raises(ConfigurationError, match=r"1 is a \w*Conv2d, and sparse convolutions that fail have no"):
+        syn.rewire(model, wiring)
+    assert list(model) == before
+    syn.rewire(model, wiring, where="0")
+    assert type(model[0]) in (syn.FailingLinear, syn.FailingSparseLinear)
+    syn.rewire(model, syn.Dense() + syn.Failing(0.3), where="1")
+    assert type(model[1]) is syn.FailingConv2d

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from synaptome.errors import ConfigurationError
-from synaptome.topology.densities import apportion, erk_densities, uniform_densities
+from synaptome.topology.densities import apportion, epsilon_densities, erk_densities, uniform_densities
 
 LENET = [(300, 784), (100, 300), (10, 100)]
 
@@ -41,6 +41,16 @@ def test_erk_of_convolutions_counts_the_kernel():
 def test_uniform_is_one_density_for_all():
     assert uniform_densities(LENET, 0.05) == pytest.approx([0.05] * 3, rel=0.02)
     assert uniform_densities(LENET, 1.0) == [1.0] * 3
+
+
+def test_epsilon_gives_each_layer_its_number_and_small_ones_all_places():
+    # 20 (300 + 784), 20 (100 + 300), and 20 (10 + 100) in 1000 places.
+    densities = epsilon_densities(LENET, 20)
+    assert [d * n for d, n in zip(densities, sizes(LENET), strict=True)] == pytest.approx([21_680, 8000, 1000])
+    assert epsilon_densities(LENET[:1], 20) == densities[:1]
+    for epsilon in (0, -1.0, float("inf"), float("nan")):
+        with pytest.raises(ConfigurationError, match="epsilon is a positive number"):
+            epsilon_densities(LENET, epsilon)
 
 
 shapes_strategy = st.lists(st.lists(st.integers(1, 40), min_size=2, max_size=4), min_size=1, max_size=8)

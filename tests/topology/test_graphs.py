@@ -176,9 +176,9 @@ def test_edges_that_cannot_be_are_refused(row, col, message):
         (lambda: graphs.nnz_of_density(2, 3, 0.0), r"density is a share .* in \(0, 1\]; given 0.0"),
         (lambda: graphs.nnz_of_density(2, 3, 1.5), "given 1.5"),
         (lambda: graphs.nnz_of_density(2, 3, math.nan), "given nan"),
-        (lambda: graphs.nnz_of_epsilon(2, 3, 0.0), "epsilon is a positive number"),
-        (lambda: graphs.nnz_of_epsilon(2, 3, math.inf), "epsilon is a positive number"),
-        (lambda: graphs.nnz_of_epsilon(10, 1000, 20), "20200 connections.* have 10000 places; .* at most 9.90"),
+        (lambda: graphs.nnz_of_epsilon((2, 3), 0.0), "epsilon is a positive number"),
+        (lambda: graphs.nnz_of_epsilon((2, 3), math.inf), "epsilon is a positive number"),
+        (lambda: graphs.nnz_of_epsilon((10, 1000), 20), "20200 connections.* has 10000 places; .* at most 9.90"),
     ],
 )
 def test_numbers_out_of_range_are_refused(make, message):
@@ -189,7 +189,7 @@ def test_numbers_out_of_range_are_refused(make, message):
 def test_numbers_of_connections():
     assert graphs.nnz_of_density(1024, 1024, 0.05) == 52429
     assert graphs.nnz_of_density(3, 4, 1.0) == 12
-    assert graphs.nnz_of_epsilon(1000, 784, 20) == 35680  # the first layer of SET-MLP (Mocanu et al. 2018)
+    assert graphs.nnz_of_epsilon((1000, 784), 20) == 35680  # the first layer of SET-MLP (Mocanu et al. 2018)
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from synaptome.analysis.accuracy import accuracy, check_classes
 from synaptome.data.dataset import Split
 from synaptome.errors import ConfigurationError
 from synaptome.synapses.failing import Failing
 from synaptome.synapses.rewire import rewire
-
-BATCH = 1000  # examples evaluated at once
 
 
 @torch.no_grad()
@@ -22,9 +21,10 @@ def accuracy_under_failures(
 ) -> dict[str, Tensor]:
     """The accuracy of a classifier at each rate of failure, all of its synapses failing in every pass.
 
-    Whatever synapses it was trained with, every linear layer of a copy is given failures at the rate, so that networks
-    are compared on equal terms. The model itself, its counters and torch's random state are not touched. Rates share
-    their random numbers: a synapse that fails at one rate also fails at every higher one.
+    Whatever synapses it was trained with, every layer of a copy that can fail is given failures at the rate, so that
+    networks are compared on equal terms; of sparse layers the connections that there are fail. The model itself, its
+    counters and torch's random state are not touched. Rates share their random numbers: a synapse that fails at one
+    rate also fails at every higher one.
 
     Args:
         model: a classifier from inputs `[n, ...]` to one score a class `[n, classes]`.
@@ -38,27 +38,19 @@ def accuracy_under_failures(
 
     Raises:
         ConfigurationError: there are no rates, one is out of range, passes is below 1, the targets are no classes, or
-            the model has no linear layer.
+            the model has no layer that can fail, or a sparse convolution, which cannot yet.
     """
     if not rates or passes < 1:
         raise ConfigurationError(f"at least one rate and one pass are needed; given {list(rates)} and {passes}")
-    if split.targets.dtype != torch.int64 or split.targets.dim() != 1:
-        raise ConfigurationError(
-            f"accuracy is of class indices, int64 [n]; given {split.targets.dtype} targets {list(split.targets.shape)}"
-        )
-    accuracy = torch.empty(len(rates), passes, dtype=torch.float64)
-    for row, rate in zip(accuracy, rates, strict=True):
+    check_classes(split)
+    found = torch.empty(len(rates), passes, dtype=torch.float64)
+    for row, rate in zip(found, rates, strict=True):
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)  # rewiring draws the streams of failures, on the CPU
             failing = rewire(copy.deepcopy(model), Failing(rate, "noisy")).eval()
         if rate == 0:
-            row.fill_(_accuracy(failing, split))
+            row.fill_(accuracy(failing, split))
             continue
         for index in range(passes):
-            row[index] = _accuracy(failing, split)
-    return {"rate": torch.tensor(list(rates), dtype=torch.float64), "accuracy": accuracy}
-
-
-def _accuracy(model: nn.Module, split: Split) -> float:
-    correct = sum(int((model(batch.inputs).argmax(1) == batch.targets).sum()) for batch in split.batches(BATCH))
-    return correct / len(split)
+            row[index] = accuracy(failing, split)
+    return {"rate": torch.tensor(list(rates), dtype=torch.float64), "accuracy": found}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import cache
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -30,6 +31,7 @@ def implements(operation: str, backend: str) -> Callable[[_Function], _Function]
 
     def register(function: _Function) -> _Function:
         _implementations.setdefault(operation, {})[backend] = function
+        _choose.cache_clear()
         return function
 
     return register
@@ -46,8 +48,12 @@ def choose(operation: str, device_type: str) -> Choice:
     Raises:
         ConfigurationError: `SYNAPTOME_BACKEND` names no backend, or one that cannot serve this operation or device.
     """
+    return _choose(operation, device_type, os.environ.get(VARIABLE))
+
+
+@cache  # asked at every call of an operation
+def _choose(operation: str, device_type: str, forced: str | None) -> Choice:
     available = _implementations[operation]
-    forced = os.environ.get(VARIABLE)
     if not forced:
         if device_type in available:
             return Choice(device_type, f"the fastest for {device_type} tensors")
@@ -81,7 +87,8 @@ def passed_over(operation: str, device_type: str) -> dict[str, str]:
 
 
 def implementation(operation: str, tensor: Tensor) -> Callable[..., Any]:
-    """The function that serves `operation` on such a tensor; narrow floats are served by the reference."""
-    narrow = tensor.dtype not in (torch.float32, torch.float64)
+    """The function that serves `operation` on such a tensor; narrow and complex numbers are the reference's."""
+    dtype = tensor.dtype
+    narrow = (dtype.is_floating_point or dtype.is_complex) and dtype not in (torch.float32, torch.float64)
     backend = "reference" if narrow else choose(operation, tensor.device.type).backend
     return _implementations[operation][backend]

@@ -16,10 +16,9 @@ from torch.nn import functional as F
 from torch.nn.grad import conv2d_input, conv2d_weight
 
 from synaptome.errors import ConfigurationError
+from synaptome.kernels.convolution import Pair, output_size, pair
 from synaptome.kernels.failing_linear import check_failure
 from synaptome.kernels.masked_weight import add_masked, chunks, masked_weight
-
-Pair = int | Sequence[int]
 
 
 def failing_conv2d(
@@ -65,9 +64,9 @@ def failing_conv2d(
         )
     if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
         raise ConfigurationError(f"x is {x.dtype} and weight is {weight.dtype}; convert one of them, or use autocast")
-    strides, dilations = _pair("stride", stride, 1), _pair("dilation", dilation, 1)
+    strides, dilations = pair("stride", stride, 1), pair("dilation", dilation, 1)
     images, margins = _padded(x if x.dim() == 4 else x.unsqueeze(0), weight, strides, padding, dilations)
-    size = _output_size(images.shape, weight.shape, strides, margins, dilations)
+    size = output_size(images.shape, weight.shape, strides, margins, dilations)
     if min(size) < 1:
         raise ConfigurationError(
             f"a kernel {list(weight.shape[2:])} with {dilation=} does not fit into an image {list(x.shape[-2:])} "
@@ -91,7 +90,7 @@ def product(
     key: Tensor,
 ) -> Tensor:
     """`[batch, in, height, width]` to `[batch, out, height, width]`, with failures."""
-    size = _output_size(x.shape, weight.shape, stride, padding, dilation)
+    size = output_size(x.shape, weight.shape, stride, padding, dilation)
     y = x.new_empty(x.shape[0], weight.shape[0], *size)
     for examples in chunks(len(x), weight.numel()):
         kernels = masked_weight(weight, examples, failure, key).flatten(0, 1)
@@ -161,7 +160,7 @@ def _(
     failure: float,
     key: Tensor,
 ) -> Tensor:
-    size = _output_size(x.shape, weight.shape, stride, padding, dilation)
+    size = output_size(x.shape, weight.shape, stride, padding, dilation)
     return x.new_empty(x.shape[0], weight.shape[0], *size)
 
 
@@ -206,13 +205,6 @@ for _device in ("cpu", "cuda"):
     product.register_autocast(_device, torch.float32)
 
 
-def _pair(name: str, value: Pair, least: int) -> tuple[int, int]:
-    pair = (value, value) if isinstance(value, int) else tuple(value)
-    if len(pair) != 2 or min(pair) < least:
-        raise ConfigurationError(f"{name} is an integer of at least {least}, or a pair of them; given {value}")
-    return pair[0], pair[1]
-
-
 def _padded(
     x: Tensor, weight: Tensor, stride: tuple[int, int], padding: Pair | str, dilation: tuple[int, int]
 ) -> tuple[Tensor, tuple[int, int]]:
@@ -220,7 +212,7 @@ def _padded(
     if padding == "valid":
         return x, (0, 0)
     if not isinstance(padding, str):
-        return x, _pair("padding", padding, 0)
+        return x, pair("padding", padding, 0)
     if padding != "same" or stride != (1, 1):
         raise ConfigurationError(
             f"padding is an integer, a pair of them, 'valid', or, where stride is 1, 'same'; given {padding=} "
@@ -230,16 +222,6 @@ def _padded(
     if height % 2 or width % 2:  # the far side has one more
         x = F.pad(x, (0, width % 2, 0, height % 2))
     return x, (height // 2, width // 2)
-
-
-def _output_size(
-    x: Sequence[int], weight: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
-) -> tuple[int, int]:
-    """Height and width of the result, for shapes of images and kernels."""
-    height, width = (
-        (x[axis] + 2 * padding[axis] - dilation[axis] * (weight[axis] - 1) - 1) // stride[axis] + 1 for axis in (-2, -1)
-    )
-    return height, width
 
 
 def _as_groups(images: Tensor, examples: range) -> Tensor:

@@ -6,6 +6,7 @@ Three operations, each of which makes the mask again from the key (see `synaptom
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -45,7 +46,7 @@ def failing_linear(x: Tensor, weight: Tensor, bias: Tensor | None, failure: floa
         )
     if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
         raise ConfigurationError(f"x is {x.dtype} and weight is {weight.dtype}; convert one of them, or use autocast")
-    flat = x.reshape(-1, x.shape[-1])
+    flat = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
     y: Tensor = product(flat, weight, failure, key)
     if bias is not None:
         y = y + bias

@@ -136,7 +136,7 @@ def _high_survives(typing: Any, draws: Any, limit: Any) -> Any:
 
 
 @numba.njit(inline="always")  # type: ignore[untyped-decorator]
-def _row(base: np.uint64, number: int) -> Any:
+def row_bits(base: np.uint64, number: int) -> Any:
     """The 64 random bits of a row of the mask: splitmix64."""
     z = base + np.uint64(GOLDEN_64) * np.uint64(1 + number)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -172,7 +172,7 @@ def _product(x, weight, y, steps, base, limit, scale, start, stop):  # type: ign
             first_weights, second_weights = weight[o, :half], weight[o, half:]
             for b in range(block, min(block + EXAMPLES_AT_ONCE, stop)):
                 first, second = x[b, :half], x[b, half:]
-                low, high = _row(base, b * outputs + o)
+                low, high = row_bits(base, b * outputs + o)
                 total, other = zero, zero
                 for j in range(pairs):
                     draws = _draws(low, high, steps[j])
@@ -189,7 +189,7 @@ def _input_grad(grad, weight, by_x, steps, base, limit, scale, start, stop):  # 
     for block in range(start, stop, EXAMPLES_AT_ONCE):
         for o in range(outputs):
             for b in range(block, min(block + EXAMPLES_AT_ONCE, stop)):
-                low, high = _row(base, b * outputs + o)
+                low, high = row_bits(base, b * outputs + o)
                 _add_row(grad[b, o] * scale, weight[o], by_x[b], steps, low, high, limit)
 
 
@@ -198,14 +198,14 @@ def _weight_grad(grad, x, by_weight, steps, base, limit, scale, start, stop):  #
     examples, outputs = grad.shape
     for o in range(start, stop):
         for b in range(examples):
-            low, high = _row(base, b * outputs + o)
+            low, high = row_bits(base, b * outputs + o)
             _add_row(grad[b, o] * scale, x[b], by_weight[o], steps, low, high, limit)
 
 
 @_compiled
 def _masked_weight(weight, masked, steps, base, limit, scale, start, stop):  # type: ignore[no-untyped-def]
     for row in range(start, stop):
-        low, high = _row(base, row)
+        low, high = row_bits(base, row)
         _add_row(scale, weight[row % len(weight)], masked[row], steps, low, high, limit)
 
 
@@ -214,5 +214,5 @@ def _add_masked(by_example, total, steps, base, limit, scale, start, stop):  # t
     examples, outputs = by_example.shape[:2]
     for o in range(start, stop):
         for b in range(examples):
-            low, high = _row(base, b * outputs + o)
+            low, high = row_bits(base, b * outputs + o)
             _add_row(scale, by_example[b, o], total[o], steps, low, high, limit)

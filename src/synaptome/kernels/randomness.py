@@ -59,20 +59,44 @@ def surviving(key: Tensor, examples: range, out_features: int, in_features: int,
     low = rows.to(torch.int32).view(-1, 1)
     high = (rows >> 32).to(torch.int32).view(-1, 1)
     half = (in_features + 1) // 2
-    x = low + GOLDEN_32 * torch.arange(half, dtype=torch.int32, device=key.device)
-    # In place from here on: a chunk of masks should stay in the cache.
-    x ^= _shifted32(x, 16)
-    x *= 0x21F0AAAD
-    x ^= high
-    x ^= _shifted32(x, 15)
-    x *= 0x735A2D97
-    x ^= _shifted32(x, 15)
+    x = _finalised(low + GOLDEN_32 * torch.arange(half, dtype=torch.int32, device=key.device), high)
     limit = threshold(failure)
     survives = torch.empty(len(examples), out_features, in_features, dtype=torch.bool, device=key.device)
     x = x.view(len(examples), out_features, half)
     torch.ge(x & 0xFFFF, limit, out=survives[..., :half])
     torch.ge(_shifted32(x, 16)[..., : in_features - half], limit, out=survives[..., half:])
     return survives
+
+
+def surviving_at(key: Tensor, row: Tensor, col: Tensor, batch: int, shape: tuple[int, int], failure: float) -> Tensor:
+    """Which synapses survive at some places of a weight: bool `[places, batch]`, those bits of `surviving`.
+
+    Args:
+        key: int64 `[2]`, (stream, counter).
+        row, col: outputs and inputs of the places, integers `[places]`.
+        batch: the number of examples.
+        shape: `(out_features, in_features)` of the weight.
+        failure: probability of failure in [0, 1).
+    """
+    out_features, in_features = shape
+    number = row.long().unsqueeze(1) + out_features * torch.arange(batch, device=key.device)
+    bits = splitmix64(base(key) + GOLDEN_64 * (1 + number))
+    half = (in_features + 1) // 2
+    second = (col >= half).unsqueeze(1)
+    step = GOLDEN_32 * (col.long().unsqueeze(1) - half * second)
+    x = _finalised(bits.to(torch.int32) + step.to(torch.int32), (bits >> 32).to(torch.int32))
+    return torch.where(second, _shifted32(x, 16), x & 0xFFFF) >= threshold(failure)
+
+
+def _finalised(x: Tensor, high: Tensor) -> Tensor:
+    """The 32-bit finaliser, in place: a chunk of masks should stay in the cache."""
+    x ^= _shifted32(x, 16)
+    x *= 0x21F0AAAD
+    x ^= high
+    x ^= _shifted32(x, 15)
+    x *= 0x735A2D97
+    x ^= _shifted32(x, 15)
+    return x
 
 
 def normal(key: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

@@ -1,6 +1,6 @@
 """Sparse products on the CPU, by Numba.
 
-The inner loops are LLVM vectors written out (`_row_sum`, `_dots`): a block of an output row, or the sums of several
+The inner loops are LLVM vectors written out (`_row_sum`, `dots`): a block of an output row, or the sums of several
 connections, stays in registers while the connections go by, and each connection costs one multiply-add for each vector
 of activations that it reads. Numba's own vectorised loops would load and store the sums for every few connections, and
 take vectors of half the processor's width. A batch that is no multiple of a vector ends in one that overlaps the one
@@ -16,22 +16,18 @@ finds a folder that it may write.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numba
 from llvmlite import ir
-from llvmlite.binding import get_host_cpu_features
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 from torch import Tensor
 
+from synaptome.kernels.compiled import compiled
 from synaptome.kernels.threads import in_threads
-
-_FEATURES = get_host_cpu_features()
-REGISTER_BYTES = 64 if _FEATURES.get("avx512f") else 32 if _FEATURES.get("avx") else 16
-MOST = 8  # vectors of a block, and connections whose sums are taken at once: they fit into 16 registers
-CONTRACT = ("contract",)  # a product and a sum may become one instruction
+from synaptome.kernels.vectors import BOTH, CONTRACT, MOST, REGISTER_BYTES, TOGETHER, Code
 
 
 def spmm(values: Tensor, x: Tensor, bias: Tensor | None, crow: Tensor, col: Tensor) -> Tensor:
@@ -55,6 +51,15 @@ def sddmm(grad: Tensor, x: Tensor, crow: Tensor, col: Tensor) -> Tensor:
     return by_values
 
 
+def grads(
+    values: Tensor, x: Tensor, grad: Tensor, ccol: Tensor, row: Tensor, permutation: Tensor
+) -> tuple[Tensor, Tensor]:
+    """`sddmm` and `input_grad` in one pass: `[nnz]` and `[in, batch]`."""
+    by_values, by_x = grad.new_zeros(row.shape[0]), x.new_empty(x.shape)
+    _run(_grads, x, ccol, row, (values, x, grad, ccol, row, permutation, by_values, by_x))
+    return by_values, by_x
+
+
 def _run(
     kernel: Callable[..., None], x: Tensor, starts: Tensor, indices: Tensor, operands: tuple[Tensor, ...], *flags: bool
 ) -> None:
@@ -67,103 +72,11 @@ def _run(
     in_threads(lambda start, stop: kernel(*arrays, *flags, lanes, start, stop), units, nnz * batch)
 
 
-def _compiled(function: Callable[..., None]) -> Any:
-    """Compiled without the interpreter's lock; kept on disk, or only in memory where no folder can be written."""
-    options = {"nogil": True, "error_model": "numpy"}
-    try:
-        return numba.njit(cache=True, **options)(function)
-    except RuntimeError:  # numba found no folder for its cache
-        return numba.njit(**options)(function)
-
-
-class _Code:
-    """Writes vector instructions. Offsets count the numbers, or indices, that a pointer points to."""
-
-    def __init__(self, context: Any, build: Any, signature: Any, arguments: Any) -> None:
-        self.build = build
-        self.operands = [
-            context.make_array(kind)(context, build, argument).data if isinstance(kind, types.Array) else argument
-            for kind, argument in zip(signature.args, arguments, strict=True)
-        ]
-
-    def integer(self, value: int) -> Any:
-        return ir.Constant(ir.IntType(64), value)
-
-    def index(self, pointer: Any, offset: Any) -> Any:
-        """The index there, in 64 bits."""
-        return self.build.sext(self.build.load(self.build.gep(pointer, [offset])), ir.IntType(64))
-
-    def row(self, matrix: Any, row: Any, length: Any) -> Any:
-        """Where a row of a matrix begins."""
-        return self.build.gep(matrix, [self.build.mul(row, length)])
-
-    def vector(self, pointer: Any, offset: Any, lanes: int) -> Any:
-        """The vector there."""
-        return self.build.load(self._place(pointer, offset, lanes), align=_bytes(pointer))
-
-    def keep(self, vector: Any, pointer: Any, offset: Any) -> None:
-        """Store the vector there."""
-        self.build.store(vector, self._place(pointer, offset, vector.type.count), align=_bytes(pointer))
-
-    def _place(self, pointer: Any, offset: Any, lanes: int) -> Any:
-        kind = ir.VectorType(pointer.type.pointee, lanes)
-        return self.build.bitcast(self.build.gep(pointer, [offset]), kind.as_pointer())
-
-    def filled(self, number: Any, lanes: int) -> Any:
-        """A vector of one number."""
-        kind = ir.VectorType(number.type, lanes)
-        first = self.build.insert_element(ir.Constant(kind, ir.Undefined), number, ir.Constant(ir.IntType(32), 0))
-        return self.shuffled(first, first, [0] * lanes)
-
-    def shuffled(self, first: Any, second: Any, lanes: list[int]) -> Any:
-        """A vector of the given lanes of two, counted through both."""
-        kind = ir.VectorType(ir.IntType(32), len(lanes))
-        return self.build.shuffle_vector(first, second, ir.Constant(kind, lanes))
-
-    def add_product(self, total: Any, first: Any, second: Any) -> None:
-        """`total += first * second`; the total becomes a register."""
-        product = self.build.fmul(first, second, flags=CONTRACT)
-        self.build.store(self.build.fadd(self.build.load(total), product, flags=CONTRACT), total)
-
-    def lane_sums(self, vectors: list[Any]) -> list[Any]:
-        """Vectors of the sums over the lanes of each of some vectors, whose number is a power of two.
-
-        The halves of two vectors are added at once, so that a shuffle serves several sums.
-        """
-        segment = vectors[0].type.count  # each sum is spread over so many neighbouring lanes
-        while segment > 1:
-            pairs = [vectors] if len(vectors) == 1 else [vectors[i : i + 2] for i in range(0, len(vectors), 2)]
-            lanes = range(vectors[0].type.count * len(pairs[0]))
-            low = [lane for lane in lanes if lane % segment < segment // 2]
-            high = [lane for lane in lanes if lane % segment >= segment // 2]
-            vectors = [
-                self.build.fadd(self.shuffled(pair[0], pair[-1], low), self.shuffled(pair[0], pair[-1], high))
-                for pair in pairs
-            ]
-            segment //= 2
-        return vectors
-
-    def variants(self, pointer: Any, lanes: Any, count: Any) -> Iterator[tuple[int, int]]:
-        """Code for all numbers of lanes, and of vectors or connections, that a call may ask for."""
-        for wide in (REGISTER_BYTES // _bytes(pointer), 1):
-            for many in range(1, MOST + 1):
-                same = [
-                    self.build.icmp_signed("==", asked, self.integer(number))
-                    for asked, number in ((lanes, wide), (count, many))
-                ]
-                with self.build.if_then(self.build.and_(*same)):
-                    yield wide, many
-
-
-def _bytes(pointer: Any) -> int:
-    return 4 if isinstance(pointer.type.pointee, ir.FloatType) else 8
-
-
 def _row_sum(permuted: bool) -> Any:
     """`y[row, left:right] = start + Σ_k values[k] x[indices[k], left:right]`, or with `values[permutation[k]]`."""
 
     def generate(context: Any, build: Any, signature: Any, arguments: Any) -> Any:
-        code = _Code(context, build, signature, arguments)
+        code = Code(context, build, signature, arguments)
         y, x, values, permutation, indices, row, batch, left, right, first, last, start, lanes, vectors = code.operands
         target = code.row(y, row, batch)
         for width, many in code.variants(x, lanes, vectors):
@@ -189,15 +102,15 @@ def _row_sum(permuted: bool) -> Any:
     return intrinsic(row_sum)
 
 
-_plain_row_sum, _permuted_row_sum = _row_sum(permuted=False), _row_sum(permuted=True)
+plain_row_sum, permuted_row_sum = _row_sum(permuted=False), _row_sum(permuted=True)
 
 
 @intrinsic
-def _dots(typing, by_values, grad, x, indices, row, batch, left, right, first, lanes, connections):  # type: ignore[no-untyped-def]
+def dots(typing, by_values, grad, x, indices, row, batch, left, right, first, lanes, connections):  # type: ignore[no-untyped-def]
     """`by_values[k] += Σ_b grad[row, b] x[indices[k], b]` over b from left to right, for the connections from first."""
 
     def generate(context: Any, build: Any, signature: Any, arguments: Any) -> Any:
-        code = _Code(context, build, signature, arguments)
+        code = Code(context, build, signature, arguments)
         by_values, grad, x, indices, row, batch, left, right, first, lanes, connections = code.operands
         grads = code.row(grad, row, batch)
         for width, many in code.variants(x, lanes, connections):
@@ -213,9 +126,7 @@ def _dots(typing, by_values, grad, x, indices, row, batch, left, right, first, l
             with build.if_then(build.icmp_signed(">", rest, code.integer(0))):
                 # The last vector overlaps the one before: lanes that were counted become zeros.
                 offset = build.sub(right, code.integer(width))
-                numbers = ir.Constant(ir.VectorType(ir.IntType(64), width), list(range(width)))
-                counted = code.filled(build.sub(code.integer(width), rest), width)
-                fresh = build.icmp_signed(">=", numbers, counted)
+                fresh = code.lanes_from(build.sub(code.integer(width), rest), width)
                 factor = build.select(fresh, code.vector(grads, offset, width), zero)
                 for total, activations in zip(totals, inputs, strict=True):
                     code.add_product(total, factor, build.select(fresh, code.vector(activations, offset, width), zero))
@@ -234,8 +145,65 @@ def _dots(typing, by_values, grad, x, indices, row, batch, left, right, first, l
     return types.void(by_values, grad, x, indices, *(types.int64,) * 7), generate
 
 
+@intrinsic
+def _column_grads(  # type: ignore[no-untyped-def]
+    typing, by_values, by_x, values, x, grad, permutation, indices, column, batch, left, right, first, last, lanes, many
+):
+    """Both gradients of one column, for b from left to right, where k goes from first to last and p = permutation[k].
+
+    `by_x[column, b] = Σ_k values[p] grad[indices[k], b]`, and `by_values[p] += Σ_b grad[indices[k], b] x[column, b]`.
+    """
+
+    def generate(context: Any, build: Any, signature: Any, arguments: Any) -> Any:
+        code = Code(context, build, signature, arguments)
+        by_values, by_x, values, x, grad, permutation, indices, column, batch, *bounds = code.operands
+        left, right, first, last, lanes, many = bounds
+        target, inputs = code.row(by_x, column, batch), code.row(x, column, batch)
+
+        def gather(start: Any, count: int, offsets: list[Any], totals: list[Any], factors: list[Any]) -> None:
+            """What some connections, from `start` on, add to the totals, and the sums of their products with x."""
+            width = factors[0].type.count
+            places, dots = [], []
+            for at in [build.add(start, code.integer(number)) for number in range(count)]:
+                places.append(code.index(permutation, at))
+                value = code.filled(build.load(build.gep(values, [places[-1]])), width)
+                source = code.row(grad, code.index(indices, at), batch)
+                dot = None
+                for total, factor, offset in zip(totals, factors, offsets, strict=True):
+                    vector = code.vector(source, offset, width)
+                    code.add_product(total, value, vector)
+                    product = build.fmul(vector, factor, flags=CONTRACT)
+                    dot = product if dot is None else build.fadd(dot, product, flags=CONTRACT)
+                dots.append(dot)
+            sums = code.lane_sums(dots)
+            for number, place in enumerate(places):
+                vector, lane = divmod(number, sums[0].type.count)
+                dot = build.extract_element(sums[vector], ir.Constant(ir.IntType(32), lane))
+                pointer = build.gep(by_values, [place])
+                build.store(build.fadd(build.load(pointer), dot), pointer)
+
+        for width, vectors in code.variants(x, lanes, many, BOTH):
+            offsets = [build.add(left, code.integer(width * vector)) for vector in range(vectors - 1)]
+            offsets.append(build.sub(right, code.integer(width)))
+            factors = [code.vector(inputs, offset, width) for offset in offsets]
+            zero = ir.Constant(factors[0].type, [0.0] * width)
+            # The last vector overlaps the one before: lanes that were counted become zeros.
+            counted = build.sub(code.integer(width * vectors), build.sub(right, left))
+            factors[-1] = build.select(code.lanes_from(counted, width), factors[-1], zero)
+            totals = [cgutils.alloca_once_value(build, zero) for _ in offsets]
+            whole = build.sub(last, build.srem(build.sub(last, first), code.integer(TOGETHER)))
+            for begin, end, count in ((first, whole, TOGETHER), (whole, last, 1)):
+                with cgutils.for_range_slice(build, begin, end, code.integer(count)) as (start, _):
+                    gather(start, count, offsets, totals, factors)
+            for total, offset in zip(totals, offsets, strict=True):
+                code.keep(build.load(total), target, offset)
+        return context.get_dummy_value()
+
+    return types.void(by_values, by_x, values, x, grad, permutation, indices, *(types.int64,) * 8), generate
+
+
 @numba.njit(inline="always")
-def _row_at(starts, unit):  # type: ignore[no-untyped-def]
+def row_at(starts, unit):  # type: ignore[no-untyped-def]
     """The first row before which there are at least so many rows and connections."""
     low, high = 0, len(starts) - 1
     while low < high:
@@ -247,11 +215,11 @@ def _row_at(starts, unit):  # type: ignore[no-untyped-def]
     return low
 
 
-@_compiled
+@compiled
 def _spmm(values, x, bias, starts, indices, permutation, y, biased, permuted, lanes, begin, end):  # type: ignore[no-untyped-def]
     batch = x.shape[1]
     zero = x.dtype.type(0)
-    first_row, last_row = _row_at(starts, begin), _row_at(starts, end)
+    first_row, last_row = row_at(starts, begin), row_at(starts, end)
     for left in range(0, batch, lanes * MOST):
         right = min(left + lanes * MOST, batch)
         count = (right - left + lanes - 1) // lanes
@@ -259,18 +227,30 @@ def _spmm(values, x, bias, starts, indices, permutation, y, biased, permuted, la
             start = bias[row] if biased else zero
             place = row, batch, left, right, starts[row], starts[row + 1], start, lanes, count
             if permuted:
-                _permuted_row_sum(y, x, values, permutation, indices, *place)
+                permuted_row_sum(y, x, values, permutation, indices, *place)
             else:
-                _plain_row_sum(y, x, values, permutation, indices, *place)
+                plain_row_sum(y, x, values, permutation, indices, *place)
 
 
-@_compiled
+@compiled
+def _grads(values, x, grad, starts, indices, permutation, by_values, by_x, lanes, begin, end):  # type: ignore[no-untyped-def]
+    batch = x.shape[1]
+    first_column, last_column = row_at(starts, begin), row_at(starts, end)
+    for left in range(0, batch, lanes * BOTH):
+        right = min(left + lanes * BOTH, batch)
+        count = (right - left + lanes - 1) // lanes
+        for column in range(first_column, last_column):
+            place = column, batch, left, right, starts[column], starts[column + 1], lanes, count
+            _column_grads(by_values, by_x, values, x, grad, permutation, indices, *place)
+
+
+@compiled
 def _sddmm(grad, x, starts, indices, by_values, lanes, begin, end):  # type: ignore[no-untyped-def]
     batch = x.shape[1]
-    first_row, last_row = _row_at(starts, begin), _row_at(starts, end)
+    first_row, last_row = row_at(starts, begin), row_at(starts, end)
     for left in range(0, batch, lanes * MOST):
         right = min(left + lanes * MOST, batch)
         for row in range(first_row, last_row):
             last = starts[row + 1]
             for first in range(starts[row], last, MOST):
-                _dots(by_values, grad, x, indices, row, batch, left, right, first, lanes, min(MOST, last - first))
+                dots(by_values, grad, x, indices, row, batch, left, right, first, lanes, min(MOST, last - first))

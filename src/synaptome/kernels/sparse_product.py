@@ -8,14 +8,16 @@ ever made. Activations are `[features, batch]`, so that a connection reads and w
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from synaptome.errors import ConfigurationError
-from synaptome.kernels.backends import implementation, implements
+from synaptome.kernels import graph
+from synaptome.kernels.backends import implements
+from synaptome.kernels.operators import differentiated_by, operator
 
 GATHERED_ELEMENTS = 2**18  # the reference gathers this many activations at a time
 
@@ -40,9 +42,7 @@ class Structure(NamedTuple):
 
 def structure_of(crow: Tensor, col: Tensor, in_features: int) -> Structure:
     """The structure of a weight in compressed sparse rows."""
-    permutation = torch.argsort(col, stable=True)
-    row = row_indices(crow, len(col))[permutation]
-    return Structure(crow, col, compressed(col, in_features), row, permutation.to(col.dtype))
+    return Structure(crow, col, *graph.transposed(crow, col, in_features))
 
 
 def row_indices(crow: Tensor, nnz: int) -> Tensor:
@@ -76,9 +76,16 @@ def sparse_linear(x: Tensor, values: Tensor, bias: Tensor | None, structure: Str
     Raises:
         ConfigurationError: shapes or dtypes do not fit.
     """
+    return with_features_first("sparse_linear", x, values, structure, lambda xs: spmm(values, xs, bias, *structure))
+
+
+def with_features_first(
+    name: str, x: Tensor, values: Tensor, structure: Structure, product: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """A product of `[in, batch]` to `[out, batch]`, for x `[..., in]`; see `sparse_linear` for what is refused."""
     out_features, in_features = structure.crow.shape[0] - 1, structure.ccol.shape[0] - 1
     if x.dim() == 0 or x.shape[-1] != in_features:
-        raise ConfigurationError(f"sparse_linear takes x [..., {in_features}]; given x {list(x.shape)}")
+        raise ConfigurationError(f"{name} takes x [..., {in_features}]; given x {list(x.shape)}")
     if values.shape != structure.col.shape:
         raise ConfigurationError(
             f"there are {structure.col.numel()} connections, each with a value; given values {list(values.shape)}"
@@ -89,75 +96,67 @@ def sparse_linear(x: Tensor, values: Tensor, bias: Tensor | None, structure: Str
         )
     # A view of a matrix as itself would cost a small layer some of its time.
     flat = x if x.dim() == 2 else x.reshape(math.prod(x.shape[:-1]), in_features)
-    y: Tensor = spmm(values, flat.T.contiguous(), bias, *structure).T
+    y = product(flat.T.contiguous()).T
     return y if x.dim() == 2 else y.view(*x.shape[:-1], out_features)
 
 
-@torch.library.custom_op("synaptome::spmm", mutates_args=())
-def spmm(
-    values: Tensor,
-    x: Tensor,
-    bias: Tensor | None,
-    crow: Tensor,
-    col: Tensor,
-    ccol: Tensor,
-    row: Tensor,
-    permutation: Tensor,
-) -> Tensor:
-    """`W x + bias`: `[in, batch]` to `[out, batch]`."""
-    return implementation("spmm", x)(values, x, bias, crow, col)  # type: ignore[no-any-return]
+# `W x + bias`: `[in, batch]` to `[out, batch]`.
+spmm = operator(
+    "spmm",
+    "(Tensor values, Tensor x, Tensor? bias, Tensor crow, Tensor col, Tensor ccol, Tensor row, Tensor permutation)"
+    " -> Tensor",
+    lambda values, x, bias, crow, *_: x.new_empty(crow.shape[0] - 1, x.shape[1]),
+)
+
+# Its gradient by x, `W' grad`: `[out, batch]` to `[in, batch]`.
+input_grad = operator(
+    "spmm_input_grad",
+    "(Tensor values, Tensor grad, Tensor ccol, Tensor row, Tensor permutation) -> Tensor",
+    lambda values, grad, ccol, *_: grad.new_empty(ccol.shape[0] - 1, grad.shape[1]),
+)
+
+# Its gradient by the values: `[out, batch]` and `[in, batch]` to `[nnz]`, `grad x'` at the connections.
+sddmm = operator(
+    "sddmm",
+    "(Tensor grad, Tensor x, Tensor crow, Tensor col) -> Tensor",
+    lambda grad, x, crow, col: grad.new_empty(col.shape[0]),
+)
+
+# Both gradients, by the values and by x, for which a kernel reads `grad` once.
+grads = operator(
+    "spmm_grads",
+    "(Tensor values, Tensor x, Tensor grad, Tensor ccol, Tensor row, Tensor permutation) -> (Tensor, Tensor)",
+    lambda values, x, grad, *_: (torch.empty_like(values), torch.empty_like(x)),
+)
 
 
-@torch.library.custom_op("synaptome::spmm_input_grad", mutates_args=())
-def input_grad(values: Tensor, grad: Tensor, ccol: Tensor, row: Tensor, permutation: Tensor) -> Tensor:
-    """Gradient by x, `W' grad`: `[out, batch]` to `[in, batch]`."""
-    return implementation("spmm_input_grad", grad)(values, grad, ccol, row, permutation)  # type: ignore[no-any-return]
+class _Product(torch.autograd.Function):
+    """`spmm` with its gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, x: Tensor, bias: Tensor | None, *structure: Tensor) -> Tensor:
+        ctx.save_for_backward(values, x, *structure)
+        with torch._C._AutoDispatchBelowAutograd():
+            return spmm(values, x, bias, *structure)  # type: ignore[no-any-return]
+
+    @staticmethod
+    def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor | None, ...]:
+        values, x, crow, col, *transposed = ctx.saved_tensors
+        grad = outputs[0].contiguous()  # once for all
+        by_values, by_x = ctx.needs_input_grad[:2]
+        if by_values and by_x:
+            by_values, by_x = grads(values, x, grad, *transposed)
+        else:
+            by_values = sddmm(grad, x, crow, col) if by_values else None
+            by_x = input_grad(values, grad, *transposed) if by_x else None
+        by_bias = grad.sum(1) if ctx.needs_input_grad[2] else None
+        return by_values, by_x, by_bias, None, None, None, None, None
 
 
-@torch.library.custom_op("synaptome::sddmm", mutates_args=())
-def sddmm(grad: Tensor, x: Tensor, crow: Tensor, col: Tensor) -> Tensor:
-    """Gradient by the values: `[out, batch]` and `[in, batch]` to `[nnz]`, `grad x'` at the connections."""
-    return implementation("sddmm", grad)(grad, x, crow, col)  # type: ignore[no-any-return]
+differentiated_by("spmm", _Product)
 
 
-@spmm.register_fake
-def _(values: Tensor, x: Tensor, bias: Tensor | None, crow: Tensor, *_: Tensor) -> Tensor:
-    return x.new_empty(crow.shape[0] - 1, x.shape[1])
-
-
-@input_grad.register_fake
-def _(values: Tensor, grad: Tensor, ccol: Tensor, row: Tensor, permutation: Tensor) -> Tensor:
-    return grad.new_empty(ccol.shape[0] - 1, grad.shape[1])
-
-
-@sddmm.register_fake
-def _(grad: Tensor, x: Tensor, crow: Tensor, col: Tensor) -> Tensor:
-    return grad.new_empty(col.shape[0])
-
-
-def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    values, x, _, *structure = inputs
-    ctx.save_for_backward(values, x, *structure)
-
-
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    values, x, crow, col, *transposed = ctx.saved_tensors
-    grad = grad.contiguous()  # once for both
-    by_values = sddmm(grad, x, crow, col) if ctx.needs_input_grad[0] else None
-    by_x = input_grad(values, grad, *transposed) if ctx.needs_input_grad[1] else None
-    by_bias = grad.sum(1) if ctx.needs_input_grad[2] else None
-    return by_values, by_x, by_bias, None, None, None, None, None
-
-
-spmm.register_autograd(_backward, setup_context=_save_for_backward)
-
-
-# Under autocast the sums stay in float32, which the fast kernels take.
-for _device in ("cpu", "cuda"):
-    spmm.register_autocast(_device, torch.float32)
-
-
-def _chunks(nnz: int, batch: int) -> Iterator[slice]:
+def chunks(nnz: int, batch: int) -> Iterator[slice]:
     """Consecutive connections, few enough that their activations may be gathered."""
     chunk = max(1, GATHERED_ELEMENTS // max(1, batch))
     for start in range(0, nnz, chunk):
@@ -165,11 +164,11 @@ def _chunks(nnz: int, batch: int) -> Iterator[slice]:
 
 
 @implements("spmm", "reference")
-def _spmm(values: Tensor, x: Tensor, bias: Tensor | None, crow: Tensor, col: Tensor) -> Tensor:
+def _spmm(values: Tensor, x: Tensor, bias: Tensor | None, crow: Tensor, col: Tensor, *_: Tensor) -> Tensor:
     shape = len(crow) - 1, x.shape[1]
     y = x.new_zeros(shape) if bias is None else bias.to(x.dtype).unsqueeze(1).repeat(1, shape[1])
     row = row_indices(crow, len(col))
-    for part in _chunks(len(col), x.shape[1]):
+    for part in chunks(len(col), x.shape[1]):
         y.index_add_(0, row[part], values[part].unsqueeze(1) * x[col[part]])
     return y
 
@@ -183,13 +182,23 @@ def _input_grad(values: Tensor, grad: Tensor, ccol: Tensor, row: Tensor, permuta
 def _sddmm(grad: Tensor, x: Tensor, crow: Tensor, col: Tensor) -> Tensor:
     row = row_indices(crow, len(col))
     by_values = grad.new_empty(len(col))
-    for part in _chunks(len(col), x.shape[1]):
+    for part in chunks(len(col), x.shape[1]):
         by_values[part] = (grad[row[part]] * x[col[part]]).sum(1)
     return by_values
 
 
+@implements("spmm_grads", "reference")
+def _grads(
+    values: Tensor, x: Tensor, grad: Tensor, ccol: Tensor, row: Tensor, permutation: Tensor
+) -> tuple[Tensor, Tensor]:
+    in_columns = _sddmm(x, grad, ccol, row)
+    return torch.empty_like(in_columns).index_copy_(0, permutation.long(), in_columns), _input_grad(
+        values, grad, ccol, row, permutation
+    )
+
+
 @implements("spmm", "cpu")
-def _spmm_cpu(values: Tensor, x: Tensor, bias: Tensor | None, crow: Tensor, col: Tensor) -> Tensor:
+def _spmm_cpu(values: Tensor, x: Tensor, bias: Tensor | None, crow: Tensor, col: Tensor, *_: Tensor) -> Tensor:
     from synaptome.kernels import sparse_cpu
 
     return sparse_cpu.spmm(values, x, bias, crow, col)
@@ -207,3 +216,12 @@ def _sddmm_cpu(grad: Tensor, x: Tensor, crow: Tensor, col: Tensor) -> Tensor:
     from synaptome.kernels import sparse_cpu
 
     return sparse_cpu.sddmm(grad, x, crow, col)
+
+
+@implements("spmm_grads", "cpu")
+def _grads_cpu(
+    values: Tensor, x: Tensor, grad: Tensor, ccol: Tensor, row: Tensor, permutation: Tensor
+) -> tuple[Tensor, Tensor]:
+    from synaptome.kernels import sparse_cpu
+
+    return sparse_cpu.grads(values, x, grad, ccol, row, permutation)

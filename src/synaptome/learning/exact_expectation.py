@@ -44,6 +44,9 @@ class ExactExpectation(Backprop):
     ) -> None:
         super().__init__(model, optimizer, "summed-squared-error", scheduler)
         layers = [layer for layer in model.layers if isinstance(layer, nn.Linear)]
+        if len(layers) < len(model.layers):
+            kinds = ", ".join(type(layer).__name__ for layer in model.layers)
+            raise ConfigurationError(f"the exact expectation is known for dense and failing layers; given {kinds}")
         if model.activation != "linear" or model.output != "linear" or any(layer.bias is not None for layer in layers):
             raise ConfigurationError(
                 "the exact expectation is known for linear networks without biases; "

@@ -8,15 +8,21 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from synaptome.errors import ConfigurationError, unknown
 from synaptome.synapses.rewire import rewire
+from synaptome.synapses.sparse import SparseLinear
+from synaptome.synapses.sparsity import Sparse
 from synaptome.synapses.wiring import Kind, Wiring
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "linear": lambda x: x,
     "relu": torch.relu,
+    "swish": F.silu,  # Ramachandran et al. 2017, with beta = 1
     "sigmoid": torch.sigmoid,
+    "elu": F.elu,  # Clevert et al. 2016, with alpha = 1
+    "selu": F.selu,  # Klambauer et al. 2017
 }
 OUTPUTS: dict[str, Callable[[Tensor], Tensor]] = {"linear": lambda y: y, "softmax": lambda y: torch.softmax(y, -1)}
 SCALINGS = ("sqrt", "lin", "const")
@@ -25,11 +31,12 @@ SCALINGS = ("sqrt", "lin", "const")
 class FeedForward(nn.Module):
     """`h_l = activation(W_l h_{l-1} + b_l)`; the last layer's sum goes through `output` instead.
 
-    Weights start from N(0, std) with std given by `scaling`, biases from 0.
+    Weights start from N(0, std) with std given by `scaling`, biases from 0. Layers of `Sparse(start="random")` are
+    never dense, and their fan_in is the mean number of connections of an output.
 
     Args:
         widths: `[inputs, hidden, ..., outputs]`, at least two positive numbers.
-        activation: `linear`, `relu` or `sigmoid`, of the hidden layers.
+        activation: `linear`, `relu`, `swish`, `sigmoid`, `elu` or `selu`, of the hidden layers.
         output: `linear` or `softmax`.
         bias: whether layers have biases.
         scaling: `sqrt` (std = fan_in^-1/2), `lin` (fan_in^-1), `const` (0.001), or a number alpha (fan_in^-alpha).
@@ -59,16 +66,25 @@ class FeedForward(nn.Module):
         if output not in OUTPUTS:
             raise unknown("output", output, OUTPUTS)
         self.activation, self.output = activation, output
+        kinds = wiring if isinstance(wiring, Wiring) else Wiring(() if wiring is None else (wiring,))
+        shapes = [(fan_out, fan_in) for fan_in, fan_out in pairwise(widths)]
+        chosen = [number - 1 for number in layer_numbers(layers, len(shapes))]
+        sparse = kinds.get(Sparse)
+        drawn = sparse if sparse is not None and sparse.start == "random" and chosen else None
+        counts = {} if drawn is None else dict(zip(chosen, drawn.counts([shapes[i] for i in chosen]), strict=True))
         self.layers = nn.ModuleList()
-        for fan_in, fan_out in pairwise(widths):
-            layer = nn.Linear(fan_in, fan_out, bias)
-            nn.init.normal_(layer.weight, std=initial_std(scaling, fan_in))
-            if bias:
+        for index, (fan_out, fan_in) in enumerate(shapes):
+            if drawn is not None and index in counts:
+                layer: nn.Linear | SparseLinear = _drawn(drawn, fan_in, fan_out, bias, counts[index], scaling)
+            else:
+                layer = nn.Linear(fan_in, fan_out, bias)
+                nn.init.normal_(layer.weight, std=initial_std(scaling, fan_in))
+            if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
             self.layers.append(layer)
-        chosen = layer_numbers(layers, len(self.layers))
-        if wiring is not None and chosen:
-            rewire(self.layers, wiring, where=[str(number - 1) for number in chosen])
+        others = Wiring(tuple(kind for kind in kinds if kind is not drawn))
+        if chosen and others.kinds:
+            rewire(self.layers, others, where=[str(index) for index in chosen])
 
     def forward(self, x: Tensor) -> Tensor:
         """`[batch, ...]`, flattened to `[batch, inputs]`, to `[batch, outputs]`."""
@@ -83,7 +99,14 @@ class FeedForward(nn.Module):
         return f"activation={self.activation!r}, output={self.output!r}"
 
 
-def initial_std(scaling: str, fan_in: int) -> float:
+def _drawn(sparse: Sparse, fan_in: int, fan_out: int, bias: bool, nnz: int, scaling: str) -> SparseLinear:
+    """A layer on a random graph; never by way of a dense weight, which may be far too large to hold."""
+    layer = SparseLinear(fan_in, fan_out, bias, nnz=nnz, topology=sparse.topology, dense_above=sparse.dense_above)
+    layer.draw_normal(initial_std(scaling, nnz / fan_out if nnz else 1.0))
+    return layer
+
+
+def initial_std(scaling: str, fan_in: float) -> float:
     """Standard deviation of the initial weights, by name or by exponent; see `FeedForward`."""
     if scaling == "const":
         return 0.001

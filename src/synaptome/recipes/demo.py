@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from synaptome.learning.optimization import Optimization
+from synaptome.recipes.evolution import EvolvingSparsity
 from synaptome.recipes.failures import FailuresClassifier
 from synaptome.recipes.recipe import Recipe
 
@@ -14,4 +15,6 @@ DEMO: dict[str, Recipe] = {
     "dense": FailuresClassifier(failure=0.0, epochs=EPOCHS, optimization=OPTIMIZATION),
     "failing-0.3": FailuresClassifier(failure=0.3, epochs=EPOCHS, optimization=OPTIMIZATION),
     "failing-0.5": FailuresClassifier(failure=0.5, epochs=EPOCHS, optimization=OPTIMIZATION),
+    # Five times as wide, and as many synapses.
+    "evolving": EvolvingSparsity(hidden=(500,), density=0.2, epochs=EPOCHS, validation=0.1, optimization=OPTIMIZATION),
 }

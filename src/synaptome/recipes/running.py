@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from synaptome.analysis.wiring import count_synapses
+from synaptome.analysis.size import count_synapses
 from synaptome.errors import ConfigurationError, Interrupted, RunError, SynaptomeError
 from synaptome.recipes import RECIPES
 from synaptome.recipes.recipe import Experiment, RunSettings

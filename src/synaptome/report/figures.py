@@ -21,6 +21,7 @@ from synaptome.report.drawing import (
 )
 from synaptome.report.drawing import legend as listed
 from synaptome.report.markup import Html
+from synaptome.report.measured import AFTER, BEFORE
 from synaptome.report.table import Statistic
 
 if TYPE_CHECKING:
@@ -30,8 +31,14 @@ if TYPE_CHECKING:
 SETTLED = 0.1  # an accuracy's axis is for what comes after this share of the training
 MARKED_POINTS = 9
 
-SPLIT_COLOURS = {"train": 0, "validation": 2, "test": 1}
-DASHES: dict[str, tuple[float, ...]] = {"train": (5, 2.5), "validation": (1.6, 2.2), "test": ()}
+SPLIT_COLOURS = {"train": 0, "validation": 2, "test": 1, BEFORE: 3, AFTER: 0}
+DASHES: dict[str, tuple[float, ...]] = {
+    "train": (5, 2.5),
+    "validation": (1.6, 2.2),
+    "test": (),
+    BEFORE: (5, 2.5),
+    AFTER: (),
+}
 OTHER_DASHES: tuple[tuple[float, ...], ...] = ((8, 2, 1.6, 2), (10, 3), (8, 2, 1.6, 2, 1.6, 2), (3, 1.5))
 
 

@@ -61,10 +61,15 @@ class LineRow:
     title: str
     panels: tuple[LinePanel, ...]
 
+    @property
+    def lines(self) -> list[Line]:
+        """All lines of its panels."""
+        return [line for panel in self.panels for line in panel.lines]
+
 
 @dataclass(frozen=True)
 class LineFigure:
-    """Rows of panels; all panels have the same axes.
+    """Rows of panels; all panels have the same axes, unless rows are apart.
 
     Attributes:
         name: stem of the CSV file.
@@ -74,6 +79,7 @@ class LineFigure:
         y: scale of the y axis: linear, logarithmic, or linear from 0 to 1.
         note: what a reader should know, below the figure.
         stairs: whether y is the density in a bin with x in its middle.
+        apart: whether each row has an x axis of its own.
     """
 
     name: str
@@ -83,11 +89,12 @@ class LineFigure:
     y: Scale = "linear"
     note: str = ""
     stairs: bool = False
+    apart: bool = False
 
     @property
     def lines(self) -> list[Line]:
         """All lines of all panels."""
-        return [line for row in self.rows for panel in row.panels for line in panel.lines]
+        return [line for row in self.rows for line in row.lines]
 
     @property
     def heading(self) -> str:
@@ -125,7 +132,7 @@ class LineFigure:
         keys = dict.fromkeys(line.key or line.name for line in panel.lines)
         shown = ", ".join(part for part in (self.title, row.title, panel.group) if part)
         label = f"{shown}, by {self.x}: {', '.join(keys)}"
-        return lighter(drawn(partial(_draw, figure=self, panel=panel), prefix, label, SIZE))
+        return lighter(drawn(partial(_draw, figure=self, row=row, panel=panel), prefix, label, SIZE))
 
 
 def shade(place: int, last: int) -> str:
@@ -141,9 +148,9 @@ def scale_of(values: Iterable[Array]) -> Scale:
     return "log" if spread and together.min() >= 0 else "linear"
 
 
-def _draw(canvas: Figure, figure: LineFigure, panel: LinePanel) -> None:
+def _draw(canvas: Figure, figure: LineFigure, row: LineRow, panel: LinePanel) -> None:
     axes = canvas.add_subplot(facecolor="none")
-    xs = _finite(line.x for line in figure.lines)
+    xs = _finite(line.x for line in (row.lines if figure.apart else figure.lines))
     ys = _finite(line.y for line in figure.lines)
     if figure.x == "step":
         _step_axis(axes, xs)

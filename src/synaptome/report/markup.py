@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from synaptome.report.text import clean
 
-VOID = frozenset({"meta", "link"})
+VOID = frozenset({"meta", "link", "img", "input"})
 
 
 class Html(str):

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from synaptome.analysis.wiring import degree_bins
 from synaptome.errors import SynaptomeError
 from synaptome.report.table import Group
 from synaptome.report.text import clean
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Array = NDArray[Any]
+
+BEFORE, AFTER = "before training", "after training"
 
 MOST_GROUPS = 6  # drawn side by side
 LARGEST = 1e100  # beyond, axes overflow
@@ -43,7 +46,15 @@ _AXES = {
     "covariance": 2,
     "rate": 1,
     "accuracy": 2,
+    "out_degree": 1,
+    "in_degree": 1,
+    "initial_present": 0,
+    "signs": 1,
+    "connections": 3,
+    "itop_rate": 0,
 }
+_MOST_BINS = degree_bins(2**62)
+_ENTRIES = {"signs": (3, 3), "out_degree": (1, _MOST_BINS), "in_degree": (1, _MOST_BINS)}  # of the last axis
 
 
 @dataclass(frozen=True)
@@ -64,6 +75,11 @@ class Measures:
     series: Mapping[str, Array] = field(default_factory=dict)
     final: Mapping[str, Array] = field(default_factory=dict)
 
+    @property
+    def ends(self) -> dict[str, int]:
+        """The first and the last snapshot, in words."""
+        return {BEFORE if self.steps[0] == 0 else f"at step {self.steps[0]}": 0, AFTER: -1}
+
     def layers(self, name: str, final: bool = False) -> dict[int, Array]:
         """A measure of every layer that has it, by the layer's number, first layer first."""
         found = {}
@@ -73,8 +89,8 @@ class Measures:
         return dict(sorted(found.items()))  # numbers: layer 10 comes after layer 9
 
 
-def read(groups: Sequence[Group]) -> tuple[list[Measures], list[str]]:
-    """For each group the measures of its first run that has any.
+def read(groups: Sequence[Group], name: str) -> tuple[list[Measures], list[str]]:
+    """For each group the measures of that name of its first run that has any.
 
     Returns:
         The measures, at most one run a group; and what is wrong with the files, a sentence each.
@@ -83,8 +99,8 @@ def read(groups: Sequence[Group]) -> tuple[list[Measures], list[str]]:
     problems: list[str] = []
     for group in groups:
         for run in group.runs:
-            series = _arrays(read_series, run.path, "spectra", problems)
-            final = _arrays(read_final, run.path, "spectra", problems)
+            series = _arrays(read_series, run.path, name, problems)
+            final = _arrays(read_final, run.path, name, problems)
             steps = series.pop("step", np.zeros(0, np.int64))
             measures = Measures(
                 group.label,
@@ -139,6 +155,8 @@ def _checked(arrays: dict[str, Array], snapshots: int, path: Path, problems: lis
         expected = _AXES[name] + snapshots
         if values.ndim != expected:
             wrong = f"has {values.ndim} axes where {expected} are expected"
+        elif values.size and name in _ENTRIES and not _ENTRIES[name][0] <= values.shape[-1] <= _ENTRIES[name][1]:
+            wrong = f"has {values.shape[-1]} entries, not {' to '.join(map(str, dict.fromkeys(_ENTRIES[name])))}"
         elif not (np.abs(values.astype(np.float64)) < LARGEST).all():
             wrong = f"holds numbers that are not finite, or beyond {LARGEST:g}"
         else:

@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
-from typing import Protocol
+from typing import Protocol, TypeVar
 from urllib.parse import quote
 
-from synaptome.report import activity, modes, weights
+from synaptome.report import activity, connections, modes, weights
+from synaptome.report.chart_figures import ChartFigure
+from synaptome.report.film import FilmFigure
 from synaptome.report.markup import Html, join, tag
 from synaptome.report.measured import MOST_GROUPS, read, read_final_of_all
-from synaptome.report.robustness import robustness
+from synaptome.report.robustness import pruning, robustness
 from synaptome.report.table import Group
 from synaptome.report.text import plural
+
+_T = TypeVar("_T")
 
 
 class MeasureFigure(Protocol):
@@ -72,11 +76,25 @@ class Found:
 
 def find(groups: Sequence[Group]) -> Found:
     """Read the measures of all runs and choose the figures; nothing is drawn yet."""
-    found, problems = read(groups)
-    tested, more_problems = read_final_of_all(groups, "robustness")
-    measured = found[:MOST_GROUPS]
+    problems: list[str] = []
+
+    def taken(found: tuple[list[_T], list[str]]) -> list[_T]:
+        problems.extend(found[1])
+        return found[0]
+
+    found, wired = taken(read(groups, "spectra")), taken(read(groups, "connections"))
+    failing, pruned, graphs = (
+        taken(read_final_of_all(groups, name)) for name in ("robustness", "pruning", "connections")
+    )
+    measured, sparse = found[:MOST_GROUPS], wired[:MOST_GROUPS]
     themes: dict[str, Sequence[MeasureFigure]] = {
-        "Robustness": robustness(groups, tested),
+        "Robustness": [*robustness(groups, failing), *pruning(groups, pruned)],
+        "Connections": [
+            *connections.maps(sparse),
+            *connections.profile(groups, graphs),
+            *connections.degrees(sparse),
+            *connections.changes(sparse),
+        ],
         "Singular values": modes.singular_values(measured),
         "Overlap of adjacent layers": modes.overlap(measured),
         "Alignment with the teacher": modes.alignment(measured),
@@ -86,12 +104,17 @@ def find(groups: Sequence[Group]) -> Found:
     }
     return Found(
         {title: tuple(figures) for title, figures in themes.items() if figures},
-        tuple((each.group, each.run) for each in measured),
-        tuple(each.group for each in found[MOST_GROUPS:]),
+        tuple(dict.fromkeys((each.group, each.run) for each in (*measured, *sparse))),
+        tuple(dict.fromkeys(each.group for each in (*found[MOST_GROUPS:], *wired[MOST_GROUPS:]))),
         len(groups) > 1,
         any(len(group.runs) > 1 for group in groups),
-        (*problems, *more_problems),
+        tuple(dict.fromkeys(problems)),
     )
+
+
+def gif_name(data: str) -> str:
+    """The address of a film's GIF, by that of its CSV file."""
+    return f"{data.removesuffix('.csv')}.gif"
 
 
 def style() -> str:
@@ -123,11 +146,8 @@ def _said(found: Found) -> list[str]:
     if found.seeds and found.drawn:
         runs = ", ".join(f"{run} ({group})" if found.several else run for group, run in found.drawn)
         what = "each group's first run with measures" if found.several else "the first run with measures"
-        but = (
-            "Robustness is over all runs; all other figures are"
-            if "Robustness" in found.themes
-            else "These figures are"
-        )
+        over_all = any(isinstance(figure, ChartFigure) for figure in found.figures)
+        but = "Charts of mean and spread are over all runs; all other figures are" if over_all else "These figures are"
         said.append(f"{but} of {what}: {runs}.")
     if found.left_out:
         drawn, left = plural(len(found.drawn), "group"), "; ".join(found.left_out)
@@ -139,7 +159,11 @@ def _card(figure: MeasureFigure, address: str, prefix: str, several: bool) -> Ht
     """A figure with one drawing, or a wide one: a row for each title with a panel for each of several groups."""
     rows = figure.drawings(prefix)
     note = f"{figure.note} " if figure.note else ""
-    caption = tag("figcaption", f"{note}Data: ", tag("a", address, href=quote(address)))
+    links = ["Data: ", tag("a", address, href=quote(address))]
+    if isinstance(figure, FilmFigure):
+        film = gif_name(address)
+        links += [". As a GIF: ", tag("a", film, href=quote(film))]
+    caption = tag("figcaption", note, *links)
     heading, legend = tag("h4", figure.heading), figure.legend()
     if len(rows) == 1 and len(rows[0][1]) == 1:
         ((label, svg),) = rows[0][1]

@@ -1,49 +1,35 @@
-"""Accuracy against the failure rate at inference, for all groups in one chart."""
+"""Accuracy of trained networks that are hurt: against the failure rate at inference, and against the share removed."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
-from synaptome.report import figures
-from synaptome.report.curves import Chart, Curve, csv_text
-from synaptome.report.markup import Html
+from synaptome.report.chart_figures import ChartFigure
+from synaptome.report.curves import Chart, Curve
 from synaptome.report.measured import Array
 from synaptome.report.table import Group, Statistic
 
-
-@dataclass(frozen=True)
-class RobustnessFigure:
-    """A chart as a figure of measures; `several` as in `figures.panels`."""
-
-    chart: Chart
-    several: bool
-    name: str = "robustness"
-    heading: str = "Test accuracy with failures at inference"
-    note: str = "The trained network, each of its synapses failing at this rate while it is tested."
-
-    def legend(self) -> Html:
-        """What the curves stand for."""
-        return figures.legend(self.chart, self.several)
-
-    def csv_text(self) -> str:
-        """See `curves.csv_text`."""
-        return csv_text(self.chart)
-
-    def drawings(self, prefix: str) -> list[tuple[str, list[tuple[str, Html]]]]:
-        """The one drawing."""
-        return [("", [("", svg) for _, svg in figures.panels(self.chart, self.several, prefix)])]
+Tested = Sequence[Iterable[Mapping[str, Array]]]  # for each group, of each run: `rate` [R] and `accuracy` [R, passes]
 
 
-def robustness(groups: Sequence[Group], measured: Sequence[Iterable[Mapping[str, Array]]]) -> list[RobustnessFigure]:
-    """The figure, if any run measured it.
+def robustness(groups: Sequence[Group], measured: Tested) -> list[ChartFigure]:
+    """Accuracy against the failure rate at inference, for all groups in one chart; if any run measured it."""
+    heading = "Test accuracy with failures at inference"
+    note = "The trained network, each of its synapses failing at this rate while it is tested."
+    return _accuracy(groups, measured, "failure rate", "passes and seeds", "robustness", heading, note)
 
-    Args:
-        groups: of the page.
-        measured: for each group, of each run the final measures: `rate` [R] and `accuracy` [R, passes].
 
-    A point is the mean over all passes of all seeds that measured this rate; rates that a seed lacks are left out.
-    """
+def pruning(groups: Sequence[Group], measured: Tested) -> list[ChartFigure]:
+    """Accuracy against the share of connections removed, for all groups in one chart; if any run measured it."""
+    heading = "Test accuracy when the weakest connections are removed"
+    note = "The trained network, without this share of each layer's positive and negative weights: those nearest to 0."
+    return _accuracy(groups, measured, "share removed", "seeds", "pruning", heading, note)
+
+
+def _accuracy(
+    groups: Sequence[Group], measured: Tested, axis: str, over: str, name: str, heading: str, note: str
+) -> list[ChartFigure]:
+    """A point is the mean over all passes of all seeds that measured its rate; rates that a seed lacks are left out."""
     curves = []
     for index, (group, runs) in enumerate(zip(groups, measured, strict=True)):
         seeds = [points for run in runs if (points := _points(run))]
@@ -52,8 +38,8 @@ def robustness(groups: Sequence[Group], measured: Sequence[Iterable[Mapping[str,
         whole = {rate: statistic for rate, statistic in found.items() if statistic}
         if whole:
             curves.append(Curve(index, group.label, "test", tuple(whole), tuple(whole.values())))
-    chart = Chart("accuracy", "failure rate", tuple(curves), "passes and seeds")
-    return [RobustnessFigure(chart, len(groups) > 1)] if curves else []
+    chart = Chart("accuracy", axis, tuple(curves), over)
+    return [ChartFigure(chart, len(groups) > 1, name, heading, note)] if curves else []
 
 
 def _points(run: Mapping[str, Array]) -> dict[float, list[float]]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
 from synaptome.report.drawing import Look
 from synaptome.report.line_figures import Line, LineFigure, LinePanel, Scale, rows_of, scale_of, shade
-from synaptome.report.measured import Array, Measures
+from synaptome.report.measured import AFTER, Array, Measures
 
 NARROWEST = 1e-100  # bin; that of weights that are all 0 has no density
 MOST_LAYERS = 4  # with a panel for each; more share one for the first and one for the last snapshot
@@ -27,7 +27,18 @@ def over_training(
         scale: of the y axis; None for a logarithmic one where the values span more than a decade.
         note: below the figure.
     """
-    layers = [each.layers(measure) for each in measured]
+    return layers_over_training(measured, [each.layers(measure) for each in measured], name, title, scale, note)
+
+
+def layers_over_training(
+    measured: Sequence[Measures],
+    layers: Sequence[Mapping[int, Array]],
+    name: str,
+    title: str,
+    scale: Scale | None = None,
+    note: str = "",
+) -> list[LineFigure]:
+    """The same of numbers [n] that are given, of each run by the layer's number."""
     depth = max((number for found in layers for number in found), default=0)
     rows = rows_of(
         (
@@ -100,7 +111,9 @@ def histograms(measured: Sequence[Measures]) -> list[LineFigure]:
     """The weights' distribution in the first and the last snapshot."""
     depth = max((number for each in measured for number in _bins(each)), default=0)
     rows = rows_of(
-        (title, LinePanel(each.group, tuple(lines))) for each in measured for title, lines in _compared(each, depth)
+        (title, LinePanel(each.group, tuple(lines)))
+        for each in measured
+        for title, lines in compared(_bins(each), depth)
     )
     if not rows:
         return []
@@ -115,11 +128,10 @@ def _bins(each: Measures) -> dict[int, dict[str, tuple[Array, Array]]]:
     found: dict[int, dict[str, tuple[Array, Array]]] = {}
     for number, counts in each.layers("histogram", final=True).items():
         if number in final_edges:
-            found[number] = {"after training": _density(counts, float(final_edges[number]))}
+            found[number] = {AFTER: _density(counts, float(final_edges[number]))}
     for number, counts in each.layers("histogram").items():
         if number in edges:
-            ends = {"before training" if each.steps[0] == 0 else f"at step {each.steps[0]}": 0, "after training": -1}
-            found[number] = {when: _density(counts[at], float(edges[number][at])) for when, at in ends.items()}
+            found[number] = {when: _density(counts[at], float(edges[number][at])) for when, at in each.ends.items()}
     return dict(sorted(found.items()))
 
 
@@ -131,12 +143,16 @@ def _density(counts: Array, edge: float) -> tuple[Array, Array]:
     return middles, counts / (counts.sum() * width)
 
 
-def _compared(each: Measures, depth: int) -> Iterator[tuple[str, list[Line]]]:
-    """Panels `(title, lines)`: of a layer with its snapshots, or of a snapshot with all of many layers."""
-    found = _bins(each)
+def compared(found: Mapping[int, Mapping[str, tuple[Array, Array]]], depth: int) -> Iterator[tuple[str, list[Line]]]:
+    """Panels `(title, lines)`: of a layer with its snapshots, or of a snapshot with all of many layers.
+
+    Args:
+        found: x and y by layer and snapshot, `after training` and others.
+        depth: the largest number of a layer in any panel of the figure.
+    """
     if depth <= MOST_LAYERS:
         for number, snapshots in found.items():
-            looks = {when: Look("muted", dashes=(3, 1.5)) for when in snapshots} | {"after training": Look("c0")}
+            looks = {when: Look("muted", dashes=(3, 1.5)) for when in snapshots} | {AFTER: Look("c0")}
             yield f"layer {number}", [Line(when, *bins, looks[when]) for when, bins in snapshots.items()]
         return
     for when in dict.fromkeys(when for snapshots in found.values() for when in snapshots):

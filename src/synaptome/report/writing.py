@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from synaptome.errors import ConfigurationError, RunError
 from synaptome.report import measures
 from synaptome.report.curves import charts, csv_text
+from synaptome.report.film import FilmFigure
 from synaptome.report.page import render
 from synaptome.report.table import group_runs
 
@@ -24,8 +25,9 @@ def write_report(
 ) -> Path:
     """Write the report of one run, or the comparison of several, as a single HTML file.
 
-    The data of each figure go beside it as CSV: `runs/demo/report.html` comes with `runs/demo/report-data/loss.csv`.
-    The folder's CSV files belong to the report: those of an earlier one that are no longer drawn are removed.
+    The data of each figure go beside it as CSV: `runs/demo/report.html` comes with `runs/demo/report-data/loss.csv`;
+    films also as GIF. The folder's CSV and GIF files belong to the report: those of an earlier one that are no longer
+    drawn are removed.
     The same runs give the same bytes.
 
     Args:
@@ -53,10 +55,12 @@ def write_report(
     measured = dict(zip(names[len(curves) :], found.figures, strict=True))
     addresses = {figure.name: f"{folder.name}/{name}" for name, figure in measured.items()}
     page = render(groups, {f"{folder.name}/{name}": chart for name, chart in drawn.items()}, found, addresses)
-    data = {name: csv_text(chart) for name, chart in drawn.items()}
-    data |= {name: figure.csv_text() for name, figure in measured.items()}
+    texts = {name: csv_text(chart) for name, chart in drawn.items()}
+    texts |= {name: figure.csv_text() for name, figure in measured.items()}
+    data = {name: text.encode() for name, text in texts.items()}
+    data |= {measures.gif_name(name): each.gif() for name, each in measured.items() if isinstance(each, FilmFigure)}
     try:
-        _write(destination, page, folder, data)
+        _write(destination, page.encode(), folder, data)
     except OSError as error:
         raise RunError(f"the report {destination} cannot be written: {error}") from None
     for problem in found.problems:
@@ -75,20 +79,21 @@ def _file_names(figures: Sequence[str]) -> list[str]:
     return names
 
 
-def _write(destination: Path, page: str, folder: Path, data: dict[str, str]) -> None:
+def _write(destination: Path, page: bytes, folder: Path, data: dict[str, bytes]) -> None:
     if destination.is_dir():  # known before anything is touched
         raise IsADirectoryError(f"{destination} is a folder")
     destination.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{destination.stem}-", dir=destination.parent))
     try:
         for name, content in {destination.name: page, **data}.items():
-            (aside / name).write_text(content, encoding="utf-8", newline="\n")
+            (aside / name).write_bytes(content)
         if data:
             folder.mkdir(exist_ok=True)
         for name in data:
             (aside / name).replace(folder / name)
-        for stale in set(folder.glob("*.csv")) - {folder / name for name in data}:
-            stale.unlink()
+        for stale in folder.glob("*"):
+            if stale.suffix in (".csv", ".gif") and stale.name not in data:
+                stale.unlink()
         (aside / destination.name).replace(destination)
     finally:
         shutil.rmtree(aside, ignore_errors=True)

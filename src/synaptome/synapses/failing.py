@@ -15,9 +15,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from synaptome.errors import ConfigurationError, unknown
+from synaptome.kernels.convolution import Pair
 from synaptome.kernels.counter_normal import counter_normal
-from synaptome.kernels.failing_conv2d import Pair, failing_conv2d
+from synaptome.kernels.failing_conv2d import failing_conv2d
 from synaptome.kernels.failing_linear import check_failure, failing_linear
+from synaptome.kernels.failing_sparse import failing_sparse_linear
+from synaptome.kernels.sparse_product import Structure, sparse_linear
 from synaptome.synapses.wiring import Axis, Kind
 
 INFERENCES = ("expected", "noisy", "gaussian", "mc")
@@ -147,6 +150,14 @@ class Failures(nn.Module):
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """`x W' + bias` with the noise while training, and as `inference` says afterwards."""
         return self.average(lambda form: self.linear_pass(form, x, weight, bias))
+
+    def sparse_linear(self, x: Tensor, values: Tensor, bias: Tensor | None, structure: Structure) -> Tensor:
+        """`x W' + bias` for a sparse W, with the noise while training, and as `inference` says afterwards."""
+        return self._product(
+            noisy=lambda: failing_sparse_linear(x, values, bias, structure, self.rate, self.next_key()),
+            mean=lambda: sparse_linear(x, values, bias, structure),
+            spread=lambda: sparse_linear(x * x, values * values, None, structure),
+        )
 
     def conv2d(
         self,

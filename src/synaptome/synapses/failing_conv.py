@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from synaptome.kernels.failing_conv2d import Pair
+from synaptome.kernels.convolution import Pair
 from synaptome.synapses.failing import Failures, adopt
 
 
@@ -68,17 +68,18 @@ class FailingConv2d(nn.Conv2d):
     ) -> FailingConv2d:
         """A failing layer that holds the very parameters of `layer`: an optimizer that has them keeps them."""
         with torch.device("meta"):
-            failing = cls(*_arguments(layer), failure=failure)
+            failing = cls(*conv2d_arguments(layer), failure=failure)
         failing.failures = Failures(failure, inference, noise, device=layer.weight.device)
         return adopt(failing, layer)
 
     def to_dense(self) -> nn.Conv2d:
         """A plain `torch.nn.Conv2d` that holds the very parameters of this layer."""
         with torch.device("meta"):
-            dense = nn.Conv2d(*_arguments(self))
+            dense = nn.Conv2d(*conv2d_arguments(self))
         return adopt(dense, self)
 
 
-def _arguments(layer: nn.Conv2d) -> tuple[Any, ...]:
+def conv2d_arguments(layer: Any) -> tuple[Any, ...]:
+    """What a `torch.nn.Conv2d` of the geometry of `layer`, which may be of another kind, is made with."""
     geometry = (layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.groups)
     return layer.in_channels, layer.out_channels, *geometry, layer.bias is not None, layer.padding_mode

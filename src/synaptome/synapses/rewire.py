@@ -12,9 +12,13 @@ from synaptome.errors import ConfigurationError, unknown
 from synaptome.synapses.failing import Failing, FailingLinear
 from synaptome.synapses.failing_conv import FailingConv2d
 from synaptome.synapses.failing_recurrent import FailingRNNCell
-from synaptome.synapses.sparse import Sparse, SparseLinear, sparsified
+from synaptome.synapses.failing_sparse import FailingSparseLinear
+from synaptome.synapses.sparse import SparseLinear
+from synaptome.synapses.sparse_conv import SparseConv2d
+from synaptome.synapses.sparse_conversion import largest
+from synaptome.synapses.sparse_weight import SparseWeight
+from synaptome.synapses.sparsity import Sparse
 from synaptome.synapses.wiring import Dense, Kind, Wiring
-from synaptome.topology.densities import erk_densities, uniform_densities
 
 Where = str | Sequence[str] | Callable[[str, nn.Module], bool]
 
@@ -25,8 +29,11 @@ _FAILING: dict[type[nn.Module], type[Any]] = {
     nn.RNNCell: FailingRNNCell,
 }
 _DENSE = {failing: dense for dense, failing in _FAILING.items()}
-_SPARSE = {nn.Linear, FailingLinear, SparseLinear}  # what can become, or stay, sparse
-_KNOWN = {*_FAILING, *_DENSE, SparseLinear}
+# And with its sparse form, which has parameters of its own.
+_SPARSE: dict[type[nn.Module], type[Any]] = {nn.Linear: SparseLinear, nn.Conv2d: SparseConv2d}
+# What can become, or stay, sparse.
+_STORABLE = {*_SPARSE, *_SPARSE.values(), *(_FAILING[dense] for dense in _SPARSE), FailingSparseLinear}
+_KNOWN = {*_FAILING, *_DENSE, *_SPARSE.values(), FailingSparseLinear}
 
 # Everything else that a module carries and that must follow it to its successor.
 _HOOKS = (
@@ -47,10 +54,13 @@ def rewire(model: nn.Module, wiring: Kind | Wiring, where: Where = "*") -> nn.Mo
     stay. A layer that stands in several places of the model is converted once. `rewire(model, Dense())` is the way
     back: plain layers.
 
-    `Sparse` serves `Linear` layers. From their weights, trained or new, those of largest magnitude are kept, the
-    density being shared over the converted layers to the exact number of connections; of equal magnitudes the first in
-    the order of (output, input). Biases stay, but the weights of layers that become sparse, or dense again, are new
-    Parameters: make the optimizer afterwards.
+    `Sparse` serves `Linear` and `Conv2d` layers. From their weights, trained or new, those of largest magnitude are
+    kept, of equal ones the first in the order of (output, input); with `start="random"` a random graph with new values
+    takes their place. A density is shared over the converted layers to the exact number of connections. Biases stay,
+    but the weights of layers that become sparse, or dense again, are new Parameters: make the optimizer afterwards.
+
+    `Sparse` with `Failing` gives `Linear` layers whose connections fail. `Failing` alone leaves a sparse layer its
+    graph and its values; `Sparse` alone takes a layer's failures away.
 
     Args:
         model: any module. If it is itself the layer to convert, use what is returned.
@@ -68,11 +78,9 @@ def rewire(model: nn.Module, wiring: Kind | Wiring, where: Where = "*") -> nn.Mo
     """
     wiring = wiring if isinstance(wiring, Wiring) else Wiring((wiring,))
     sparse = wiring.get(Sparse)
-    if sparse is not None and wiring.get(Failing) is not None:
-        raise _no_sparse_failures("the wiring asks for both")
-    kinds: tuple[Any, ...] = (*_FAILING, SparseLinear)
+    kinds: tuple[Any, ...] = (*_FAILING, SparseWeight)
     layers = {name: m for name, m in model.named_modules(remove_duplicate=False) if isinstance(m, kinds)}
-    served = _SPARSE if sparse is not None else _KNOWN
+    served = _STORABLE if sparse is not None else _KNOWN
     convertible = {name: m for name, m in layers.items() if type(m) in served}
     if callable(where):
         chosen = {name: m for name, m in layers.items() if where(name, m)}
@@ -93,8 +101,13 @@ def rewire(model: nn.Module, wiring: Kind | Wiring, where: Where = "*") -> nn.Mo
                 f"{name or 'the model'} is a {type(module).__name__}, which {why} and cannot be rewired; convertible "
                 f"layers: {', '.join(convertible) or 'none'}"
             )
-        if type(module) is SparseLinear and wiring.get(Failing) is not None and wiring.get(Dense) is None:
-            raise _no_sparse_failures(f"{name or 'the model'} is a SparseLinear")
+        becomes_sparse = sparse is not None or (isinstance(module, SparseWeight) and wiring.get(Dense) is None)
+        if becomes_sparse and wiring.get(Failing) is not None and not isinstance(module, (nn.Linear, SparseLinear)):
+            raise ConfigurationError(
+                f"{name or 'the model'} is a {type(module).__name__}, and sparse convolutions that fail have no "
+                f"product yet; choose Sparse or Failing for it, make a sparse one dense with Dense() + Failing(...), "
+                f"or leave it out by naming layers with where"
+            )
     connections = {} if sparse is None or not chosen else _share(sparse, dict.fromkeys(chosen.values()))
     converted = {module: _convert(module, wiring, connections.get(module)) for module in chosen.values()}
     for name in chosen:
@@ -133,40 +146,44 @@ def _no_layer(model: nn.Module, pattern: str, convertible: Iterable[str]) -> Con
 def _share(sparse: Sparse, layers: Iterable[Any]) -> dict[nn.Module, int]:
     """How many connections each layer is to have."""
     layers = list(layers)
-    shapes = [(layer.out_features, layer.in_features) for layer in layers]
-    densities = {"uniform": uniform_densities, "erk": erk_densities}[sparse.distribution](shapes, sparse.density)
-    counts = {
-        layer: round(density * rows * columns)
-        for layer, (rows, columns), density in zip(layers, shapes, densities, strict=True)
-    }
+    shapes = [layer.weight_shape if isinstance(layer, SparseWeight) else layer.weight.shape for layer in layers]
+    counts = dict(zip(layers, sparse.counts(shapes), strict=True))
     for layer, count in counts.items():
-        if type(layer) is SparseLinear:
+        if isinstance(layer, SparseWeight) and sparse.start == "magnitude":
             layer.check_prunable(count)
     return counts
 
 
 def _convert(layer: nn.Module, wiring: Wiring, connections: int | None) -> nn.Module:
     """The successor of one layer, with so many connections if it is to be sparse."""
-    failing = wiring.get(Failing)
+    failing, sparse = wiring.get(Failing), wiring.get(Sparse)
     successor: Any = layer
-    if type(layer) is SparseLinear:
-        successor = layer.to_dense() if connections is None else layer.pruned(connections)
-    elif type(layer) in _DENSE and (failing is None or connections is not None):
+    if type(layer) is FailingSparseLinear:
+        successor = layer.to_sparse()
+    elif type(layer) in _DENSE and (failing is None or sparse is not None):
         successor = successor.to_dense()
-    if connections is not None and type(successor) is nn.Linear:
-        successor = sparsified(successor, connections)
+    if sparse is not None and connections is not None:
+        successor = _sparse(successor, sparse, connections)
+    elif type(successor) in _SPARSE.values() and (failing is None or wiring.get(Dense) is not None):
+        successor = successor.to_dense()
     if failing is not None:
-        successor = _FAILING[_DENSE.get(type(successor), type(successor))].from_dense(
-            successor, failure=failing.failure, inference=failing.inference, noise=failing.noise
-        )
+        plain = _DENSE.get(type(successor), type(successor))
+        form = FailingSparseLinear.from_sparse if plain is SparseLinear else _FAILING[plain].from_dense
+        successor = form(successor, failure=failing.failure, inference=failing.inference, noise=failing.noise)
     for hooks in _HOOKS:
         getattr(successor, hooks).update(getattr(layer, hooks))
     successor._is_full_backward_hook = layer._is_full_backward_hook
     return successor  # type: ignore[no-any-return]
 
 
-def _no_sparse_failures(given: str) -> ConfigurationError:
-    return ConfigurationError(
-        f"sparse synapses that fail have no product yet, and {given}; choose Sparse or Failing, or make sparse layers "
-        f"dense with Dense() + Failing(...)"
-    )
+def _sparse(layer: Any, sparse: Sparse, connections: int) -> Any:
+    """The sparse successor of a plain or sparse layer, with its very bias."""
+    plain = type(layer) in _SPARSE
+    form = _SPARSE[type(layer)] if plain else type(layer)
+    if sparse.start == "random":
+        return form.random_like(layer, connections, topology=sparse.topology, dense_above=sparse.dense_above)
+    if plain:
+        return form.from_dense(layer, largest(layer.weight, connections), dense_above=sparse.dense_above)
+    successor = layer.pruned(connections)
+    successor.dense_above = sparse.dense_above
+    return successor

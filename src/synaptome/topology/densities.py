@@ -1,4 +1,4 @@
-"""One density for a whole network, shared over its layers."""
+"""How many connections each layer of a network has: one density shared over the layers, or a rule for each."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from synaptome.errors import ConfigurationError
-from synaptome.topology.graphs import check_density
+from synaptome.topology.graphs import check_density, check_epsilon
 
 
 def uniform_densities(shapes: Sequence[Sequence[int]], density: float) -> list[float]:
@@ -46,6 +46,26 @@ def erk_densities(shapes: Sequence[Sequence[int]], density: float) -> list[float
         ConfigurationError: the density is outside (0, 1], or a shape is not one of a weight.
     """
     return _densities([float(sum(shape)) for shape in shapes], _sizes(shapes), density)
+
+
+def epsilon_densities(shapes: Sequence[Sequence[int]], epsilon: float) -> list[float]:
+    """The Erdős–Rényi numbers of SET: `epsilon (n_in + n_out)` connections (Mocanu et al. 2018, equation 2).
+
+    A layer of fewer places than that is full. What it cannot take goes nowhere, so the others do not depend on it.
+
+    Args:
+        shapes: of the layers' weights, `(out, in)` or `(out, in, *kernel)`, whose sides are all summed.
+        epsilon: above 0.
+
+    Returns:
+        The density of each layer; times its size it is a whole number, the one nearest to `epsilon (n_in + n_out)`.
+
+    Raises:
+        ConfigurationError: epsilon is not positive, or a shape is not one of a weight.
+    """
+    check_epsilon(epsilon)
+    sizes = _sizes(shapes)
+    return [min(round(epsilon * sum(shape)), size) / size for shape, size in zip(shapes, sizes, strict=True)]
 
 
 def apportion(total: int, weights: Sequence[float], most: Sequence[int]) -> list[int]:

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from synaptome.errors import ConfigurationError
+from synaptome.kernels.selection import smallest
 
 Drop = Callable[[Tensor, Tensor | None, float, int], Tensor]
 
@@ -28,7 +27,7 @@ def nearest_of_each_sign(values: Tensor, gradient: Tensor | None, fraction: floa
 
     A weight of exactly 0 counts as positive: it is among the first to go.
     """
-    negatives = int((values < 0).sum())
+    negatives = int((values < 0).count_nonzero())
     positives = len(values) - negatives
     of_positive = min(round(fraction * positives), most)
     of_negative = min(round(fraction * negatives), most - of_positive)
@@ -49,23 +48,3 @@ def taylor(values: Tensor, gradient: Tensor | None, fraction: float, most: int) 
 
 
 DROPS: dict[str, Drop] = {"magnitude": magnitude, "set": nearest_of_each_sign, "taylor": taylor}
-
-
-def smallest(scores: Tensor, count: int) -> Tensor:
-    """Which are the `count` smallest of the scores `[n]`, none of them NaN: bool `[n]`; of equal ones the first."""
-    if count == 0:
-        return torch.zeros_like(scores, dtype=torch.bool)
-    threshold = _ranked(scores, count)
-    chosen = scores <= threshold
-    excess = int(chosen.sum()) - count
-    if excess:
-        chosen[(scores == threshold).nonzero().view(-1)[-excess:]] = False
-    return chosen
-
-
-def _ranked(scores: Tensor, rank: int) -> Tensor:
-    """The score of a rank from 1 on, 0-d."""
-    if scores.device.type == "cpu" and scores.dtype in (torch.float32, torch.float64):
-        # Two to three times as fast as torch's own.
-        return torch.as_tensor(np.partition(scores.numpy(), rank - 1)[rank - 1])
-    return scores.kthvalue(rank).values

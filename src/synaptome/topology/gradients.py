@@ -28,7 +28,8 @@ class Capture:
     Nothing is captured before `watch`.
 
     Args:
-        layers: from `[..., in]` to `[..., out]`, by name.
+        layers: by name. They take `[..., in]` to `[..., out]`, or have a method `weight_gradient(x, gradient)`, which
+            makes `[out, in]` of an input and the gradient of its output.
         optimizer: one whose steps end a batch.
         steps: how many to keep, at least 1.
     """
@@ -64,8 +65,7 @@ class Capture:
             inputs = (args[0] if args else next(iter(kwargs.values()))).detach()
 
             def after_backward(gradient: Tensor) -> None:
-                use = (inputs.reshape(-1, inputs.shape[-1]), gradient.detach().reshape(-1, gradient.shape[-1]))
-                self._current[name].append(use)
+                self._current[name].append(_use(layer, inputs, gradient.detach()))
 
             output.register_hook(after_backward)  # type: ignore[no-untyped-call]
 
@@ -76,6 +76,15 @@ class Capture:
             if uses:
                 self.seen[name].append(uses)
                 self._current[name] = []
+
+
+def _use(layer: nn.Module, x: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
+    whole: Callable[[Tensor, Tensor], Tensor] | None = getattr(layer, "weight_gradient", None)
+    if whole is None:
+        return x.reshape(-1, x.shape[-1]), gradient.reshape(-1, gradient.shape[-1])
+    # The weight of a convolution is smaller than its unfolded inputs: each row of its gradient is one of the batch.
+    rows = whole(x, gradient)
+    return rows, torch.eye(len(rows), dtype=rows.dtype, device=rows.device)
 
 
 def gradient_blocks(

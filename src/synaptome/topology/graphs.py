@@ -8,16 +8,53 @@ A graph is a pair (row, col), int64 `[nnz]` each, on the CPU: the outputs and in
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from synaptome.errors import ConfigurationError
-from synaptome.topology.sampling import ascending, distinct, empty_places, union
+from synaptome.errors import ConfigurationError, unknown
+from synaptome.kernels.graph import ascending, empty_places, union
+from synaptome.topology.sampling import distinct
 
 Graph = tuple[Tensor, Tensor]
 
+TOPOLOGIES = ("erdos-renyi", "small-world", "small-world(p)")
+REWIRING = 0.1  # of small worlds, unless told otherwise
 MOST_PLACES = 2**53  # places are drawn from 62 random bits: up to here they are equally likely to 0.2 %
+
+
+def random_graph(
+    out_features: int, in_features: int, nnz: int, topology: str, generator: torch.Generator | None = None
+) -> Graph:
+    """A random graph of a topology given by name: `erdos-renyi`, or `small-world(p)`, where p is its `rewiring`.
+
+    Args:
+        out_features, in_features, nnz, generator: as for `erdos_renyi` and `small_world`.
+        topology: `small-world` has p = 0.1.
+
+    Raises:
+        ConfigurationError: there is no such topology, or a number is out of range.
+    """
+    rewiring = rewiring_of(topology)
+    if rewiring is None:
+        return erdos_renyi(out_features, in_features, nnz, generator)
+    return small_world(out_features, in_features, nnz, rewiring, generator)
+
+
+def rewiring_of(topology: str) -> float | None:
+    """The share of connections that is rewired in a topology given by name; None for `erdos-renyi`, which has none.
+
+    Raises:
+        ConfigurationError: there is no such topology, or the share is outside [0, 1].
+    """
+    match = re.fullmatch(r"(erdos-renyi|small-world)(?:\((\d+(?:\.\d+)?)\))?", topology)
+    if match is None or (match[2] is not None and match[1] != "small-world"):
+        raise unknown("topology", topology, TOPOLOGIES)
+    if match[1] == "erdos-renyi":
+        return None
+    return _checked_rewiring(float(match[2] or REWIRING))
 
 
 def erdos_renyi(out_features: int, in_features: int, nnz: int, generator: torch.Generator | None = None) -> Graph:
@@ -82,8 +119,7 @@ def small_world(
     """
     count_places(out_features, in_features)
     _check_connections(nnz, out_features, in_features)
-    if not 0 <= rewiring <= 1:  # also refuses NaN
-        raise ConfigurationError(f"rewiring is a probability in [0, 1]; given {rewiring}")
+    _checked_rewiring(rewiring)
     each, more = divmod(nnz, out_features)
     output = torch.arange(out_features + 1)
     fan_in = (output * each + output * more // out_features).diff()
@@ -91,13 +127,13 @@ def small_world(
     # The window of k inputs whose middle is nearest to the output's place (o + 1/2) in / out on the ring.
     output = output[:-1]
     start = ((2 * output + 1) * in_features - fan_in * out_features + out_features) // (2 * out_features)
-    lattice = torch.arange(nnz).add_((start - fan_in.cumsum(0) + fan_in)[row]).remainder_(in_features)
-    lattice = ascending(lattice.add_(row * in_features))
+    places = torch.arange(nnz).add_((start - fan_in.cumsum(0) + fan_in)[row]).remainder_(in_features)
+    places = ascending(places.add_(row * in_features), out_features * in_features)
     stays = torch.rand(nnz, dtype=torch.float64, generator=generator) >= rewiring
-    kept = lattice[stays]
+    places = places[stays]
     kept_by = torch.bincount(row[stays], minlength=out_features)
     ranks = distinct(in_features - kept_by, fan_in - kept_by, generator)
-    return _unravel(union(kept, empty_places(kept, ranks)), in_features)
+    return _unravel(union(places, empty_places(places, ranks)), in_features)
 
 
 def from_edges(out_features: int, in_features: int, row: Tensor, col: Tensor) -> Graph:
@@ -121,7 +157,8 @@ def from_edges(out_features: int, in_features: int, row: Tensor, col: Tensor) ->
         wrong = ((index < 0) | (index >= size)).nonzero().view(-1)
         if len(wrong):
             raise ConfigurationError(f"edge {wrong[0]} has {name} {index[wrong[0]]}; {name}s go from 0 to {size - 1}")
-    places = ascending(row.to("cpu", torch.int64) * in_features + col.to("cpu", torch.int64))
+    places = row.to("cpu", torch.int64) * in_features + col.to("cpu", torch.int64)
+    places = ascending(places, out_features * in_features)
     twice = (places[1:] == places[:-1]).nonzero().view(-1)
     if len(twice):
         o, i = divmod(int(places[twice[0]]), in_features)
@@ -152,20 +189,23 @@ def nnz_of_density(out_features: int, in_features: int, density: float) -> int:
     return round(density * count_places(out_features, in_features))
 
 
-def nnz_of_epsilon(out_features: int, in_features: int, epsilon: float) -> int:
-    """The number of connections nearest to `epsilon * (in_features + out_features)` (Mocanu et al. 2018, equation 2).
+def nnz_of_epsilon(shape: Sequence[int], epsilon: float) -> int:
+    """The number of connections nearest to `epsilon * (n_in + n_out)` (Mocanu et al. 2018, equation 2).
+
+    Args:
+        shape: of the weight, `(out, in)` or `(out, in, *kernel)`, whose sides are all summed (Evci et al. 2020).
+        epsilon: above 0.
 
     Raises:
         ConfigurationError: epsilon is not positive, or asks for more connections than there are places.
     """
-    places = count_places(out_features, in_features)
-    if not (epsilon > 0 and math.isfinite(epsilon)):
-        raise ConfigurationError(f"epsilon is a positive number; given {epsilon}")
-    nnz = round(epsilon * (in_features + out_features))
+    places = count_places(shape[0], math.prod(shape[1:]))
+    check_epsilon(epsilon)
+    nnz = round(epsilon * sum(shape))
     if nnz > places:
         raise ConfigurationError(
-            f"epsilon {epsilon:g} asks for {nnz} connections, but {in_features} inputs and {out_features} outputs have "
-            f"{places} places; take epsilon at most {places / (in_features + out_features):g}"
+            f"epsilon {epsilon:g} asks for {nnz} connections, but a weight {list(shape)} has {places} places; take "
+            f"epsilon at most {places / sum(shape):g}"
         )
     return nnz
 
@@ -176,12 +216,24 @@ def check_density(density: float) -> None:
         raise ConfigurationError(f"density is a share of all places in (0, 1]; given {density}")
 
 
+def check_epsilon(epsilon: float) -> None:
+    """Refuse an epsilon that is not positive, or infinite: a ConfigurationError."""
+    if not (epsilon > 0 and math.isfinite(epsilon)):
+        raise ConfigurationError(f"epsilon is a positive number; given {epsilon}")
+
+
 def _check_connections(nnz: int, out_features: int, in_features: int) -> None:
     places = out_features * in_features
     if not 0 <= nnz <= places:
         raise ConfigurationError(
             f"nnz is a number of connections from 0 to out_features * in_features = {places}; given {nnz}"
         )
+
+
+def _checked_rewiring(rewiring: float) -> float:
+    if not 0 <= rewiring <= 1:  # also refuses NaN
+        raise ConfigurationError(f"rewiring is a probability in [0, 1]; given {rewiring}")
+    return rewiring
 
 
 def _unravel(places: Tensor, in_features: int) -> Graph:

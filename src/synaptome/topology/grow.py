@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from synaptome.errors import NumericError
-from synaptome.topology.drop import smallest
-from synaptome.topology.sampling import distinct, empty_places, members, union
+from synaptome.kernels.graph import empty_places, union
+from synaptome.kernels.selection import smallest
+from synaptome.topology.sampling import distinct, members
 
 
 def random(occupied: Tensor, places: int, count: int, generator: torch.Generator) -> Tensor:
@@ -53,7 +54,7 @@ def random_unfired(occupied: Tensor, visited: Tensor, places: int, count: int, g
 def largest(blocks: Iterable[tuple[int, Tensor]], occupied: Tensor, count: int) -> Tensor:
     """The empty places with the largest scores, of equal ones the first (Evci et al. 2020, RigL: of the gradient).
 
-    Holds one block, and at most `count` candidates beside those of a block.
+    Holds one block, and at most `3 count` candidates.
 
     Args:
         blocks: consecutive places with their scores by magnitude, in order: (first place, scores `[n]`); overwritten.
@@ -66,17 +67,20 @@ def largest(blocks: Iterable[tuple[int, Tensor]], occupied: Tensor, count: int) 
     scores, places = [], []
     held, limit = 0, -1.0
     for start, block in blocks:
-        if not torch.isfinite(block).all():
-            raise NumericError("the gradient by which connections grow is not finite; nothing was changed")
         block.abs_()
+        if not torch.isfinite(block.max()):  # NaN is the maximum of what it is among
+            raise NumericError("the gradient by which connections grow is not finite; nothing was changed")
         ends = torch.tensor([start, start + len(block)], device=occupied.device)
         first, last = torch.searchsorted(occupied, ends).tolist()
         block[occupied[first:last] - start] = -1.0
-        better = (block > limit).nonzero().view(-1)
-        scores.append(block[better])
-        places.append(better + start)
-        held += len(better)
-        if held > count + max(count, len(block)):
+        better = block > limit
+        if int(better.count_nonzero()) > count:
+            better = smallest(block.neg(), count)
+        candidates = better.nonzero().view(-1)
+        scores.append(block[candidates])
+        places.append(candidates + start)
+        held += len(candidates)
+        if held > 2 * count:
             score, place = _best(scores, places, count)
             scores, places, held = [score], [place], count
             # Later places of the same score come after those that are held.
@@ -86,5 +90,5 @@ def largest(blocks: Iterable[tuple[int, Tensor]], occupied: Tensor, count: int) 
 
 def _best(scores: list[Tensor], places: list[Tensor], count: int) -> tuple[Tensor, Tensor]:
     score, place = torch.cat(scores), torch.cat(places)
-    best = smallest(-score, count)
+    best = smallest(score.neg(), count)
     return score[best], place[best]

@@ -51,7 +51,7 @@ def sparse_layers(model: nn.Module) -> dict[str, SparseLayer]:
 
 def occupied(layer: SparseLayer) -> Tensor:
     """The places `row * in_features + col` of a layer's connections, sorted, int64 `[nnz]`."""
-    return layer.row_of.long() * layer.in_features + layer.col
+    return layer.row_of.to(torch.int64, copy=True).mul_(layer.in_features).add_(layer.col)
 
 
 def places_of(layer: SparseLayer) -> int:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn, optim
 
 from synaptome.errors import ConfigurationError
+from synaptome.kernels.graph import rearranged
 
 # A state's first value, from the options of its parameter group and the values of the new connections `[m]`.
 Fresh = Callable[[dict[str, Any], Tensor], Any]
@@ -89,12 +90,9 @@ def follow(optimizer: optim.Optimizer, values: nn.Parameter, source: Tensor) -> 
     per_connection = {key: state for key, state in old.items() if isinstance(state, Tensor) and state.dim() > 0}
     if not per_connection:
         return
-    born = (source < 0).nonzero().view(-1)
-    old_place = source.clamp_min(0)
+    born = values.detach()[source < 0]
     for key, state in per_connection.items():
-        moved = state.index_select(0, old_place) if len(state) else state.new_empty(len(source))
-        moved[born] = torch.as_tensor(known[key](group, values.detach()[born]), dtype=state.dtype, device=state.device)
-        old[key] = moved
+        old[key] = rearranged(state, source, torch.as_tensor(known[key](group, born)).expand(len(born)))
 
 
 def momentum(optimizer: optim.Optimizer, values: nn.Parameter) -> tuple[float, Tensor | None]:

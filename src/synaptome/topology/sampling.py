@@ -6,9 +6,10 @@ numbers come from a generator on the CPU, so the same seed gives the same places
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor
+
+from synaptome.kernels.graph import ascending, union
 
 
 def distinct(sizes: Tensor, counts: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -38,7 +39,7 @@ def distinct(sizes: Tensor, counts: Tensor, generator: torch.Generator | None = 
         else:
             group = torch.repeat_interleave(missing)
             numbers.remainder_(sizes[group]).add_(bounds[group])
-        drawn = union(drawn, ascending(numbers))
+        drawn = union(drawn, ascending(numbers, int(bounds[-1])))
         missing = few - torch.searchsorted(drawn, bounds).diff()
     inverted = (few < counts).nonzero().view(-1)
     if len(inverted) == 0:
@@ -47,38 +48,6 @@ def distinct(sizes: Tensor, counts: Tensor, generator: torch.Generator | None = 
     left_out = members(drawn, everything)
     kept = drawn[(few == counts)[torch.searchsorted(bounds, drawn, right=True) - 1]]
     return union(kept, everything[~left_out])
-
-
-def empty_places(occupied: Tensor, ranks: Tensor) -> Tensor:
-    """The places that have these ranks, counted from 0, among the places that are not occupied.
-
-    Args:
-        occupied: sorted places, without repetition.
-        ranks: int64, any shape, on the same device.
-    """
-    # Before the j-th occupied place stand occupied[j] - j empty ones.
-    empties_before = occupied - torch.arange(len(occupied), device=occupied.device)
-    return ranks + torch.searchsorted(empties_before, ranks, right=True)
-
-
-def union(places: Tensor, others: Tensor) -> Tensor:
-    """All members of two sorted tensors, sorted; `others` may repeat itself and `places`."""
-    if len(others) == 0:
-        return places
-    first = torch.ones_like(others, dtype=torch.bool)
-    torch.ne(others[1:], others[:-1], out=first[1:])
-    others = others[first]
-    if len(places) == 0:
-        return others
-    position = torch.searchsorted(places, others)
-    new = places[position.clamp(max=len(places) - 1)] != others
-    others, position = others[new], position[new]
-    position += torch.arange(len(others), device=others.device)
-    merged = places.new_empty(len(places) + len(others))
-    old = torch.ones_like(merged, dtype=torch.bool)
-    old[position] = False
-    merged[position] = others
-    return merged.masked_scatter_(old, places)
 
 
 def members(places: Tensor, others: Tensor) -> Tensor:
@@ -92,9 +61,3 @@ def _everything(starts: Tensor, sizes: Tensor) -> Tensor:
     """The numbers from each start on, as many as its size."""
     before = sizes.cumsum(0) - sizes
     return torch.arange(int(sizes.sum())) + torch.repeat_interleave(starts - before, sizes)
-
-
-def ascending(numbers: Tensor) -> Tensor:
-    """Sorted integers, on the CPU."""
-    # NumPy's sort of integers is vectorised, torch's is not.
-    return torch.from_numpy(np.sort(numbers.numpy()))

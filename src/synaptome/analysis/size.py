@@ -1,0 +1,43 @@
+"""How much of a network is there, and how much of it is at work."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import nn
+
+from synaptome.synapses.failing import Failures
+from synaptome.topology.layers import sparse_layers
+
+
+class SynapseCount(NamedTuple):
+    """Sizes of a network.
+
+    Attributes:
+        parameters: trainable numbers, biases and all.
+        synapses: weights of its layers: parameters with at least two axes, and the connections of sparse layers.
+        active: of these, the number expected to be at work for an example while training: failures aside.
+    """
+
+    parameters: int
+    synapses: int
+    active: int
+
+
+def count_synapses(model: nn.Module) -> SynapseCount:
+    """Count parameters and synapses of any model; a shared parameter counts once."""
+    parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    synapses, active = 0, 0.0
+    connections = {id(layer.values) for layer in sparse_layers(model).values()}
+    seen: set[int] = set()
+    for module in model.modules():
+        failures = getattr(module, "failures", None)
+        survive = 1 - failures.rate if isinstance(failures, Failures) else 1.0
+        failing = getattr(module, "failing_weights", None)  # the names of those that may fail; without it, all may
+        for name, parameter in module.named_parameters(recurse=False):
+            weights = parameter.dim() > 1 or id(parameter) in connections
+            if weights and id(parameter) not in seen:
+                seen.add(id(parameter))
+                synapses += parameter.numel()
+                active += parameter.numel() * (survive if failing is None or name in failing else 1.0)
+    return SynapseCount(parameters, synapses, round(active))

@@ -1,0 +1,39 @@
+"""Counts of parameters, synapses, and synapses at work."""
+
+import pytest
+from torch import nn
+
+import synaptome as syn
+from synaptome.analysis.size import count_synapses
+
+
+@pytest.mark.parametrize(
+    ("layer", "synapses", "active"),
+    [
+        (nn.Linear(6, 4), 24, 24),
+        (syn.FailingLinear(6, 4, failure=0.25), 24, 18),
+        (syn.FailingConv2d(4, 6, (3, 2), groups=2, failure=0.5), 6 * 2 * 6, 36),
+        (syn.FailingRNNCell(5, 4, failure=0.25), 20 + 16, 20 + 12),  # those from the input do not fail
+        (syn.FailingRNN(5, 4, bias=False, failure=0.25), 20 + 16, 20 + 12),
+    ],
+)
+def test_active_synapses_are_those_that_do_not_fail(layer, synapses, active):
+    biases = sum(p.numel() for p in layer.parameters() if p.dim() == 1)
+    assert count_synapses(layer) == (synapses + biases, synapses, active)
+
+
+def test_sparse_layers_count_by_their_connections():
+    model = nn.Sequential(syn.SparseLinear(30, 20, nnz=77), nn.ReLU(), syn.SparseLinear(20, 4, nnz=0, bias=False))
+    assert count_synapses(model) == (77 + 20, 77, 77)
+    failing = syn.FailingSparseLinear(30, 20, failure=0.25, nnz=80)
+    assert count_synapses(failing) == (80 + 20, 80, 60)
+    full = syn.SparseLinear(6, 4, density=1.0)
+    assert count_synapses(full) == count_synapses(full.to_dense()) == (28, 24, 24)
+
+
+def test_a_shared_layer_counts_once_and_the_frozen_are_synapses_too():
+    layer = syn.FailingLinear(6, 4, failure=0.25)
+    model = nn.Sequential(layer, nn.Tanh(), nn.Linear(4, 6), layer)
+    model[2].weight.requires_grad_(False)
+    assert count_synapses(model) == (24 + 4 + 6, 48, 42)
+    assert count_synapses(nn.Sequential(nn.Flatten(), nn.PReLU())) == (1, 0, 0)

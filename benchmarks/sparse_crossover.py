@@ -58,7 +58,9 @@ def draw(speedups: dict[Cell, float], sizes: Sequence[Sequence[float]], path: Pa
         panel.set_yticks(range(len(densities)), [f"{density:g}" for density in densities])
         panel.set(title=f"batch {batch:g}", xlabel="width")
     panels[0].set_ylabel("density")
-    figure.colorbar(shown, ax=panels, label="dense / sparse, time of a step", ticks=[1 / 16, 1 / 4, 1, 4, 16])
+    ticks = [1 / 16, 1 / 4, 1, 4, 16]
+    bar = figure.colorbar(shown, ax=panels, label="dense / sparse, time of a step", ticks=ticks, format="%g")
+    bar.minorticks_off()
     figure.savefig(path, dpi=110)
 
 

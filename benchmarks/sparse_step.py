@@ -5,7 +5,10 @@ Multilayer perceptrons with ReLU and cross-entropy, every layer at the same dens
 `csr` is torch's sparse product of compressed rows forward and compressed columns backward, with `sampled_addmm` for the
 gradient of the values, on activations of the same layout; `gather` gathers the inputs of all connections and scatters
 them to the outputs, as earlier code for evolving graphs does. All sparse contestants have the same graph. `gather` is
-left out where what it gathers is over 2 GB.
+left out where what it gathers is over 100 MB.
+
+Memory is what a process holds at its peak while it trains, above one that trains a network of a few neurons: weights,
+gradients, momentum, indices and activations.
 """
 
 from __future__ import annotations
@@ -29,7 +32,8 @@ WIDTHS = ((784, 1024, 1024, 10), (3072, 1024, 512, 10))
 QUICK_WIDTHS = ((20, 30, 10),)
 DENSITIES = (0.01, 0.05, 0.1, 0.25)
 STEPS = 10  # a call: in training, a step finds the caches as the one before left them
-GATHERED_BYTES = 2 * 10**9
+GATHERED_BYTES = 10**8
+TINY = 8  # neurons in each layer of a network that takes no memory
 
 
 class Masked(nn.Module):
@@ -126,7 +130,7 @@ def setup(contestant: str, widths: Sequence[int], density: float, batch: int) ->
     return steps
 
 
-def measure(widths: Sequence[int], density: float, batch: int, threads: int, rounds: int, memory: bool) -> list[Result]:
+def measure(widths: Sequence[int], density: float, batch: int, threads: int, rounds: int) -> list[Result]:
     """All contestants at one density."""
     gathered = max(4 * batch * density * a * b for a, b in pairwise(widths))
     names = [name for name in LAYERS if name != "gather" or gathered <= GATHERED_BYTES]
@@ -139,9 +143,31 @@ def measure(widths: Sequence[int], density: float, batch: int, threads: int, rou
         amount=STEPS,
         unit="steps",
         note=f"{'-'.join(map(str, widths))}, density {density:g}, batch {batch}, float32",
-        limit=25,
-        memory=memory,
+        limit=15,
     )
+
+
+def memory(widths: Sequence[int], density: float, batch: int) -> str:
+    """MB of the networks of each contestant, in words."""
+    tiny = tuple(TINY for _ in widths)
+    measured = compare(
+        "sparse-step",
+        [
+            Contestant(f"{name} {len(size)} {size[0]}", partial(setup, name, size, density, batch))
+            for name in ("sparse", "dense", "masked", "csr")
+            for size in (tuple(widths), tiny)
+        ],
+        baseline=f"sparse {len(tiny)} {TINY}",
+        rounds=1,
+        fresh=True,
+    )
+    held = [(result.setup_mb or 0) + (result.peak_mb or 0) for result in measured]
+    of_network = [own - base for own, base in zip(held[::2], held[1::2], strict=True)]
+    told = ", ".join(
+        f"{result.row['contestant'].split()[0]} {megabytes:.1f}"
+        for result, megabytes in zip(measured[::2], of_network, strict=True)
+    )
+    return f"{'-'.join(map(str, widths))}, density {density:g}, batch {batch}: MB {told}"
 
 
 def main() -> None:
@@ -158,10 +184,10 @@ def main() -> None:
         for batch in options.batch:
             for widths in QUICK_WIDTHS if options.quick else WIDTHS:
                 for density in options.density:
-                    rounds = 2 if options.quick else 15
-                    memory = not options.quick and threads == 1 and density == 0.05
-                    results += measure(widths, density, batch, threads, rounds, memory)
+                    results += measure(widths, density, batch, threads, 2 if options.quick else 15)
     save(results, options.out)
+    for widths in () if options.quick else WIDTHS:
+        print(memory(widths, 0.05, options.batch[-1]))
 
 
 if __name__ == "__main__":

@@ -95,12 +95,28 @@ def _explained(told: str, allowed: list[str], prog: str) -> ConfigurationError:
     if match := re.match(r"invalid choice '(.*?)' for argument '(.*?)'\. Expected one of \((.*)\)", text):
         return unknown(f"value for {match[2]}", match[1], re.findall(r"'(.*?)'", match[3]))
     if match := re.match(r"Error parsing (--\S+): (?:invalid literal|could not convert).*?: '(.*)'", text):
-        takes = re.search(rf"{re.escape(match[1])} ([A-Z]+)", " ".join(parts))
-        kind = {"INT": "a whole number", "FLOAT": "a number"}.get(takes[1] if takes else "", "another kind of value")
-        return ConfigurationError(f"{match[1]} takes {kind}; given {match[2]!r}")
+        return _another_kind(match[1], match[2], parts)
+    if match := re.match(r"Error parsing (--\S+): (?:Could not find valid|no type matching).*?\['(.*)'\]", text):
+        return _another_kind(match[1], match[2].replace("', '", " "), parts)
     if match := re.match(r"Error parsing (\S+): (.*)", text):
         return ConfigurationError(match[2])
     return ConfigurationError(f"{text} See: {prog} --help" if text else f"these options do not fit; see: {prog} --help")
+
+
+def _another_kind(option: str, given: str, parts: Sequence[str]) -> ConfigurationError:
+    """What an option takes, as its help in tyro's message has it: `INT`, `{None}|FLOAT`, `[FLOAT [FLOAT ...]]`, ..."""
+    found = re.search(rf"{re.escape(option)} (\[\w+ \[\w+ \.\.\.\]\]|\S+)", " ".join(parts[1:]))
+    form = found[1] if found else ""
+    if form.startswith("["):
+        several = {"INT": "whole numbers", "FLOAT": "numbers"}.get(form[1:].split()[0], "values")
+        takes = f"{several} with spaces between them"
+    else:
+        numbers = {"INT": "a whole number", "FLOAT": "a number"}
+        words = (numbers.get(kind, kind) for kind in form.split("|"))
+        known = [word.strip("{}").replace(",", ", ") for word in words if not word.isupper()]
+        *others, last = sorted(known, key="None".__eq__) or ["another kind of value"]
+        takes = " or ".join([", ".join(others), last] if others else [last])
+    return ConfigurationError(f"{option} takes {takes}; given {given!r}")
 
 
 def _hyphens(name: str) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import field, make_dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeVar, cast
 
 import torch
 import tyro
@@ -21,6 +21,7 @@ from rich.console import Console
 from synaptome import __version__, arguments, data
 from synaptome.errors import ConfigurationError, Interrupted, RunError, SynaptomeError, WorkerLostError, unknown
 from synaptome.kernels import backends
+from synaptome.learning.optimization import Optimization
 from synaptome.options import (
     BenchOptions,
     DataOptions,
@@ -38,7 +39,10 @@ from synaptome.recipes.demo import DEMO, SEEDS
 from synaptome.recipes.pools import Cluster
 from synaptome.recipes.recipe import Recipe, RunSettings
 from synaptome.recipes.sweep import Cell, Grid, cells, one_for_each_value, prepare_cells, read_grid
-from synaptome.report import summary_table, write_report
+from synaptome.report import group_runs, summary_table, write_report
+from synaptome.report.measured import read_final_of_all
+from synaptome.report.robustness import pruning
+from synaptome.report.table import percent
 from synaptome.training import progress
 from synaptome.training.environment import describe_environment
 from synaptome.training.run import RunRecord, read_run, remove_run, verify_run
@@ -286,7 +290,7 @@ def _recipe_and_options(
     kind: type[_Options], prog: str, words: Sequence[str], default: Recipe | RunSettings
 ) -> tuple[Recipe, _Options]:
     """Parse a recipe's fields and the options of a verb together; what is not given is taken from the default."""
-    recipe = default.recipe if isinstance(default, RunSettings) else default
+    recipe = _for_optimizer(words, default.recipe if isinstance(default, RunSettings) else default)
     options = kind()
     if isinstance(default, RunSettings):
         folder = None if default.data_dir is None else Path(default.data_dir)
@@ -304,6 +308,15 @@ def _recipe_and_options(
     both.__doc__ = f"{recipe.summary} ({recipe.paper})."
     parsed: Any = arguments.parse(both, words, prog)
     return parsed.recipe, parsed.options
+
+
+def _for_optimizer(words: Sequence[str], default: Any) -> Recipe:
+    """The recipe without those defaults that the optimizer asked for does not have, such as momentum for Adam."""
+    optimization = getattr(default, "optimization", None)
+    names = arguments.given(words, "--optimization.name")
+    if names and isinstance(optimization, Optimization):
+        default = replace(default, optimization=optimization.renamed(names[-1]))
+    return cast(Recipe, default)
 
 
 def _settings(recipe: Recipe, options: RunOptions) -> RunSettings:
@@ -370,7 +383,18 @@ def _run_each(
 def _show(records: Sequence[RunRecord], destination: Path) -> None:
     """Print the table of the runs, write their report, and say where it is."""
     Console().print(summary_table(records))
+    _show_pruned(records)
     print(f"report: {write_report(records, destination, tell=_warn)}")
+
+
+def _show_pruned(records: Sequence[RunRecord]) -> None:
+    """Print a line for each group of runs that were tested without their weakest connections."""
+    groups = group_runs(records)
+    measured = read_final_of_all(groups, "pruning")[0]  # what is damaged there, the report tells
+    for curve in (curve for figure in pruning(groups, measured) for curve in figure.chart.curves):
+        tested = (f"{100 * rate:g} %: {percent(accuracy)}" for rate, accuracy in zip(curve.x, curve.y, strict=True))
+        whose = f"{curve.label}: " if len(groups) > 1 else ""
+        print(f"{whose}test accuracy without the weakest {'; '.join(tested)}")
 
 
 def _warn(problem: str) -> None:

@@ -1,6 +1,7 @@
 """Counts of parameters, synapses, and synapses at work."""
 
 import pytest
+import torch
 from torch import nn
 
 import synaptome as syn
@@ -37,3 +38,13 @@ def test_a_shared_layer_counts_once_and_the_frozen_are_synapses_too():
     model[2].weight.requires_grad_(False)
     assert count_synapses(model) == (24 + 4 + 6, 48, 42)
     assert count_synapses(nn.Sequential(nn.Flatten(), nn.PReLU())) == (1, 0, 0)
+
+
+def test_a_learned_synapse_is_a_weight_and_its_score_and_counts_once():
+    pruned = syn.LearnedLinear(6, 5, method="free-pruning")
+    pruned.set_mask(torch.arange(30).view(5, 6) % 3 > 0)
+    trained = syn.LearnedLinear(5, 4, False, method="free-flipping", train_weights=True)
+    count = count_synapses(nn.Sequential(pruned, trained))
+    assert count == (30 + 5 + 2 * 20, 30 + 20, 20 + 20)  # scores, biases, and weights that are trained as well
+    failing = syn.rewire(nn.Sequential(pruned), syn.Failing(0.25))
+    assert count_synapses(failing).active == 15

@@ -13,6 +13,7 @@ import torch
 
 from synaptome.errors import ConfigurationError
 from synaptome.networks.feedforward import FeedForward
+from synaptome.synapses.learned_rules import METHODS
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -144,6 +145,7 @@ def test_contestants_need_different_names(harness):
         harness.compare("known", twice, baseline="a", rounds=1)
 
 
+@pytest.mark.slow
 def test_memory_is_that_of_the_contestant_alone(harness):
     contestants = importlib.import_module("contestants")
     measured = [
@@ -190,6 +192,7 @@ def test_a_noisy_ratio_of_trainer_epochs_decides_nothing(low, high, word):
     assert script.verdict({"ratio_q1": low, "ratio_q3": high}).startswith(word)
 
 
+@pytest.mark.slow
 def test_trainer_epochs_quick_says_when_its_examples_are_synthetic(tmp_path):
     script = BENCHMARKS / "trainer_epochs.py"
     places = {
@@ -219,6 +222,7 @@ def test_trainer_epochs_quick_says_when_its_examples_are_synthetic(tmp_path):
         *(
             pytest.param(*row, marks=pytest.mark.slow)
             for row in (
+                ("learned_step", ["dense", "naive", *METHODS], ["20-30-10"] * 2),
                 ("failing_linear", ["explicit", "reference", "cpu", "dense"], ["forward", "forward + backward"]),
                 (
                     "failing_conv2d",

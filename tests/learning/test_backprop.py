@@ -107,6 +107,27 @@ def test_schedules_start_at_the_rate_and_end_where_they_should():
 
 
 @pytest.mark.parametrize(
+    ("drops", "steps", "expected"),
+    [
+        ((0.5, 0.75), 8, [1, 1, 1, 1, 0.1, 0.1, 0.01, 0.01]),  # 32 000 and 48 000 of 64 000 steps: He et al. 2016
+        ((0.7,), 10, [1] * 7 + [0.1] * 3),
+        ((0.2, 0.3, 0.9), 5, [1, 0.1, 0.01, 0.01, 0.01]),  # a drop between two steps comes with the later one
+    ],
+)
+def test_the_rate_drops_by_ten_at_the_given_shares(drops, steps, expected):
+    parameter = nn.Parameter(torch.zeros(1))
+    optimization = Optimization(rate=3.0, schedule="drops", drops=drops)
+    optimizer = optimization.optimizer([parameter])
+    scheduler = optimization.scheduler(optimizer, steps)
+    rates = []
+    for _ in range(steps):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    assert rates == pytest.approx([3 * factor for factor in expected], rel=1e-12)
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"name": "adan"}, "did you mean 'adam'"),
@@ -115,6 +136,12 @@ def test_schedules_start_at_the_rate_and_end_where_they_should():
         ({"name": "adam", "momentum": 0.9}, "adam has no momentum"),
         ({"weight_decay": -1.0}, "at least 0"),
         ({"schedule": "cosin"}, "did you mean 'cosine'"),
+        ({"schedule": "cosine", "drops": (0.5,)}, "the schedule is 'cosine'; given drops 0.5"),
+        ({"schedule": "drops", "drops": ()}, "at least one, .* given none"),
+        ({"schedule": "drops", "drops": (0.5, 0.5)}, "ascending; given 0.5, 0.5"),
+        ({"schedule": "drops", "drops": (0.0, 0.5)}, "between 0 and 1"),
+        ({"schedule": "drops", "drops": (0.5, 1.0)}, "between 0 and 1"),
+        ({"schedule": "drops", "drops": (math.nan,)}, "given nan"),
     ],
 )
 def test_optimization_refuses(options, message):
@@ -132,6 +159,78 @@ def test_a_loss_that_is_not_finite_changes_nothing():
         assert torch.equal(parameter, old)
 
 
+def test_a_penalty_is_minimised_and_no_part_of_the_loss():
+    """One step against plain torch, for a loss that is a mean and one that is a sum; the penalty counts once."""
+    batch = batch_of(0)
+    for loss, reduction in (("cross-entropy", "mean"), ("summed-squared-error", "sum")):
+        torch.manual_seed(0)
+        network, twin = FeedForward([6, 5, 3]), FeedForward([6, 5, 3])
+        twin.load_state_dict(network.state_dict())
+        rule = Backprop(
+            network,
+            torch.optim.SGD(network.parameters(), 0.01),
+            loss,
+            penalty=lambda model: 0.3 * model.layers[0].weight.abs().sum(),
+        )
+        measured = rule.evaluate(batch)
+        report = rule.step(batch)
+        outputs = twin(batch.inputs)
+        onehot = F.one_hot(batch.targets, 3).float()
+        plain = F.cross_entropy(outputs, batch.targets) if reduction == "mean" else (outputs - onehot).square().sum()
+        (plain + 0.3 * twin.layers[0].weight.abs().sum()).backward()
+        torch.optim.SGD(twin.parameters(), 0.01).step()
+        assert report == pytest.approx(measured)
+        assert report["loss"] == pytest.approx(plain.item() / (1 if reduction == "mean" else 40), rel=1e-6)
+        assert set(report) == {"loss", "accuracy"}
+        for mine, theirs in zip(network.parameters(), twin.parameters(), strict=True):
+            torch.testing.assert_close(mine, theirs)
+
+
+def test_conformance_with_a_penalty():
+    def make():
+        network = FeedForward([6, 12, 3])
+        optimizer = torch.optim.SGD(network.parameters(), 0.3)
+        return Backprop(network, optimizer, penalty=lambda model: 0.01 * model.layers[0].weight.square().sum())
+
+    check_rule(make, batch_of)
+
+
+def test_an_optimizer_that_calls_again_sees_the_penalty_each_time():
+    def penalty(model):
+        return 0.1 * model.layers[0].weight.square().sum()
+
+    torch.manual_seed(0)
+    batch = batch_of(0)
+    network, twin = FeedForward([6, 5, 3]), FeedForward([6, 5, 3])
+    twin.load_state_dict(network.state_dict())
+    Backprop(network, torch.optim.LBFGS(network.parameters(), 0.1), penalty=penalty).step(batch)
+    plain = torch.optim.LBFGS(twin.parameters(), 0.1)
+
+    def closure():
+        plain.zero_grad()
+        objective = F.cross_entropy(twin(batch.inputs), batch.targets) + penalty(twin)
+        objective.backward()
+        return objective
+
+    plain.step(closure)
+    for mine, theirs in zip(network.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-4)
+
+
+def test_a_penalty_that_is_not_finite_changes_nothing():
+    network = FeedForward([6, 5, 3])
+    rule = Backprop(
+        network,
+        torch.optim.SGD(network.parameters(), 0.1),
+        penalty=lambda model: model.layers[0].weight.sum() * math.inf,
+    )
+    before = [p.detach().clone() for p in network.parameters()]
+    with pytest.raises(NumericError, match=r"the loss is finite, but with the penalty it is -?inf"):
+        rule.step(batch_of(0))
+    for parameter, old in zip(network.parameters(), before, strict=True):
+        assert torch.equal(parameter, old)
+
+
 def test_diagnosis_names_the_first_place():
     x = torch.randn(4, 6)
     network = FeedForward([6, 5, 3], wiring=syn.Failing(0.1))
@@ -143,3 +242,12 @@ def test_diagnosis_names_the_first_place():
     with torch.no_grad():
         network.layers[0].weight.fill_(3e38)
     assert first_non_finite(network, x) == "the output of layers.0 (FailingLinear)"
+
+
+def test_an_optimizer_that_cannot_train_learned_layers_is_refused():
+    model = torch.nn.Sequential(torch.nn.Linear(4, 3))
+    before = torch.optim.SGD(model.parameters(), lr=0.1)
+    syn.rewire(model, syn.Learned("prune"))
+    with pytest.raises(ConfigurationError, match="does not hold the scores of 0"):
+        Backprop(model, before)
+    Backprop(model, torch.optim.SGD(model.parameters(), lr=0.1))

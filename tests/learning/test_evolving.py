@@ -95,6 +95,6 @@ def test_weights_that_are_not_finite_change_no_connection():
     rule.rule.optimizer.param_groups[0]["lr"] = float("inf")
     rule.rule.scheduler = None
     before = [rule.model[index].col.clone() for index in (0, 2)]
-    with pytest.raises(NumericError, match=r"a weight of 0 is not finite; no connection was changed"):
+    with pytest.raises(NumericError, match=r"a weight of layer '0' is not finite; no connection was changed"):
         rule.step(batch_of(0))
     assert all(torch.equal(rule.model[index].col, col) for index, col in zip((0, 2), before, strict=True))

@@ -125,6 +125,24 @@ def test_presets_have_the_settings_of_their_papers(preset, expected):
     assert made._initial == 0.0
 
 
+def test_the_dense_network_is_the_same_whatever_connections_are_given_to_others():
+    outputs = []
+    for options in ({}, {"density": 0.1, "distribution": "erk"}, {"epsilon": 3.0, "topology": "small-world"}):
+        torch.manual_seed(0)
+        experiment = EvolvingSparsity(preset="dense", hidden=(30,), **options).experiment(0, CPU, None)
+        assert experiment.synapse == "dense"
+        outputs.append(experiment.rule.model(experiment.data.test.inputs[:10]))
+    assert torch.equal(outputs[0], outputs[1])
+    assert torch.equal(outputs[0], outputs[2])
+
+
+def test_a_run_records_what_its_preset_came_to(tmp_path):
+    running.start(settings_of(evolving("rigl", evolution=EvolutionChoice(every_steps=5))), tmp_path / "run")
+    settings = load_state(tmp_path / "run")["rule"]["evolution"]["settings"]
+    told = {"drop": "magnitude", "grow": "gradient", "fraction": 0.3, "every": 5, "until": 68, "schedule": "cosine"}
+    assert told.items() <= settings.items()  # 68: three quarters of 6 epochs of 15 steps
+
+
 def test_what_is_given_replaces_the_presets_setting():
     choice = EvolutionChoice(
         drop="magnitude",
@@ -151,12 +169,11 @@ def test_what_is_given_replaces_the_presets_setting():
     [
         (
             {"preset": "static", "evolution": EvolutionChoice(fraction=0.2)},
-            "'static' never changes.*evolution.fraction 0.2",
+            "'static' never changes.*evolution.fraction 0.2.*preset=set,rigl,snfs,itop with it, preset=static without",
         ),
         ({"preset": "dense", "evolution": EvolutionChoice(drop="set")}, "'dense' never changes.*evolution.drop set"),
-        ({"preset": "dense", "density": 0.1}, "'dense' has every connection, but density 0.1 is given"),
-        ({"preset": "dense", "epsilon": 20.0}, "'dense' has every connection, but epsilon 20.0 is given"),
-        ({"preset": "dense", "topology": "small-world"}, "'dense' has every connection"),
+        ({"preset": "dense", "density": 1.5}, r"in \(0, 1\]; given 1.5"),
+        ({"preset": "dense", "epsilon": 20.0, "density": 0.1}, "exactly one of"),
         ({"epsilon": 20.0, "density": 0.1}, "exactly one of"),
         ({"density": 1.5}, r"in \(0, 1\]; given 1.5"),
         ({"epsilon": -1.0}, "epsilon is a positive number; given -1"),
@@ -260,6 +277,8 @@ def test_tables_and_reports_name_what_ran():
     assert told["snfs"][1] == ("dettmers2019", "mocanu2018")
     uniform = EvolvingSparsity(preset="itop", density=0.05).experiment(0, CPU, None)
     assert (uniform.synapse, uniform.citations) == ("ITOP 5 %", ("liu2021",))
+    full = EvolvingSparsity(preset="static", hidden=(100,), density=1.0).experiment(0, CPU, None)
+    assert full.synapse == "static 100 %"
     erk = EvolvingSparsity(preset="static", density=0.05, distribution="erk").experiment(0, CPU, None)
     assert erk.citations == ("evci2020",)
 
@@ -275,6 +294,81 @@ def test_the_command_line(tmp_path, capsys):
     assert options["hidden"] == [30]
     assert options["evolution"]["every_steps"] == 5
     assert options["evolution"]["initial"] == "distribution"
+
+
+SMALL = "--hidden 20 --epsilon 3 --epochs 2 --evolution.every-steps 5"
+
+
+def test_another_optimizer_is_not_asked_for_the_momentum_of_the_default(tmp_path, capsys):
+    def ran(*words):
+        code = cli.main(["run", "evolution", *SMALL.split(), *words, "--quiet", "--threads", "1"])
+        return code, capsys.readouterr().err
+
+    assert ran("--optimization.name", "adam", "--optimization.rate=1e-3", "--out", str(tmp_path / "adam"))[0] == 0
+    chosen = read_run(tmp_path / "adam").recipe["options"]["optimization"]
+    assert (chosen["name"], chosen["momentum"], chosen["weight_decay"]) == ("adam", 0.0, 5e-4)
+    assert ran("--optimization.name=rprop", "--optimization.rate=1e-3", "--out", str(tmp_path / "rprop"))[0] == 0
+    assert read_run(tmp_path / "rprop").recipe["options"]["optimization"]["weight_decay"] == 0.0  # it has none
+    assert ran("--optimization.name=rmsprop", "--optimization.rate=1e-3", "--out", str(tmp_path / "rmsprop"))[0] == 0
+    assert read_run(tmp_path / "rmsprop").recipe["options"]["optimization"]["momentum"] == 0.9
+    again = str(tmp_path / "rmsprop" / "recipe.json")  # so does a configuration that is gone on from
+    assert ran("--config", again, "--optimization.name", "adam", "--out", str(tmp_path / "again"))[0] == 0
+    code, told = ran("--optimization.name", "adam", "--optimization.momentum", "0.9")
+    assert code == 2
+    assert "adam has no momentum" in told
+    code, told = ran("--optimization.name", "lbfgs")
+    assert code == 2
+    assert "connections cannot change under LBFGS" in told
+
+
+def test_a_sweep_over_optimizers_takes_what_each_has(tmp_path, capsys):
+    words = [*SMALL.split(), "--grid", "optimization.name=sgd,adam", "--quiet", "--threads", "1"]
+    assert cli.main(["sweep", "evolution", *words, "--optimization.rate", "0.01", "--out", str(tmp_path)]) == 0
+    runs = {name: read_run(tmp_path / f"optimization.name-{name}_seed-0").recipe for name in ("sgd", "adam")}
+    assert {name: run["options"]["optimization"]["momentum"] for name, run in runs.items()} == {"sgd": 0.9, "adam": 0.0}
+
+
+def test_the_accuracy_without_the_weakest_connections_is_printed(tmp_path, capsys):
+    words = [*SMALL.split(), "--zero-connections", "0", "0.35", "--quiet", "--threads", "1"]
+    assert cli.main(["run", "evolution", *words, "--out", str(tmp_path / "run")]) == 0
+    whole, rest = (100 * read_final(tmp_path / "run", "pruning")["accuracy"]).flatten().tolist()
+    line = f"test accuracy without the weakest 0 %: {whole:.2f} %; 35 %: {rest:.2f} %"
+    assert line in capsys.readouterr().out.splitlines()
+    dense = [word for word in words if word not in ("--evolution.every-steps", "5")]
+    assert cli.main(["run", "evolution", *dense, "--preset", "dense", "--out", str(tmp_path / "dense")]) == 0
+    capsys.readouterr()
+    both = [str(tmp_path / name) for name in ("run", "dense")]
+    assert cli.main(["report", *both, "--out", str(tmp_path / "both.html")]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if "without the weakest" in line]
+    assert [line.partition(",")[0] for line in lines] == ["preset=set", "preset=dense"]
+
+
+def test_help_says_what_each_preset_is(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["run", "evolution", "--help"])
+    told = capsys.readouterr().out
+    assert all(f"- {preset}: " in told for preset in PRESETS)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--zero-connections 0.3,0.6", "--zero-connections takes numbers with spaces between them; given '0.3,0.6'"),
+        ("--hidden 10 x", "--hidden takes whole numbers with spaces between them; given '10 x'"),
+        ("--evolution.initial foo", "--evolution.initial takes a number, distribution or None; given 'foo'"),
+        ("--evolution.every-steps 1.5", "--evolution.every-steps takes a whole number or None; given '1.5'"),
+        ("--epsilon x", "--epsilon takes a number or None; given 'x'"),
+        ("--evolution.redistribute on", "unknown value for --evolution.redistribute 'on'"),
+    ],
+)
+def test_a_value_of_another_kind_is_told_with_what_is_taken(words, message, capsys):
+    assert cli.main(["run", "evolution", *words.split()]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_one_sweep_compares_all_presets_at_a_density(capsys):
+    assert cli.main(["sweep", "evolution", "--grid", "published", "--density", "0.1", "--list"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == len(PRESETS)
 
 
 @pytest.mark.parametrize("grid", EvolvingSparsity.grids)

@@ -68,7 +68,7 @@ def test_mean_and_sample_standard_deviation(make_run):
     (row,) = summary_rows(runs)
     assert row.metric == "test/accuracy"
     assert (row.score.mean, row.score.std, row.score.n) == (pytest.approx(0.93), pytest.approx(0.03), 3)
-    assert row.parameters == Statistic(10.0, 0.0, 3)
+    assert row.parameters == Statistic(10.0, 0.0, 3, 10, 10)
     assert columns([row])["test accuracy"] == ["93.00 ± 3.00 %"]
     assert columns([row])["n"] == ["3"]
     assert columns([row])["parameters"] == ["10"]
@@ -105,7 +105,7 @@ def test_values_that_are_no_numbers_are_left_out(make_run):
         make_run("b", summary=done(seconds="long") | {"test/accuracy": None}, seed=1),
     ]
     (row,) = summary_rows(runs)
-    assert row.score == Statistic(0.9, None, 1)
+    assert row.score == Statistic(0.9, None, 1, 0.9, 0.9)
     assert columns([row])["test accuracy"] == ["90.00 % (n = 1)"]
     assert row.seconds.n == 1
 

@@ -43,7 +43,7 @@ def test_rewire_leaves_layers_that_use_their_weight_in_their_own_way():
     assert type(model.conv) is syn.FailingConv2d
     assert type(model.fc1) is type(model.fc2) is syn.FailingLinear
     assert type(model.attention.out_proj) is not syn.FailingLinear
-    with pytest.raises(ConfigurationError, match=r"attention\.out_proj is a .* in its own way"):
+    with pytest.raises(ConfigurationError, match=r"attention\.out_proj' is a .* in its own way"):
         syn.rewire(model, syn.Failing(0.3), where=["fc1", "attention.*"])
 
 
@@ -131,7 +131,9 @@ def test_subclasses_of_any_kind_are_refused_by_name():
         pass
 
     model = nn.Sequential(Ours(1, 1, 1), nn.Conv2d(1, 1, 1))
-    with pytest.raises(ConfigurationError, match=r"0 is a Ours, which uses its weight in its own way .* layers: 1"):
+    with pytest.raises(
+        ConfigurationError, match=r"layer '0' is a Ours, which uses its weight in its own way .* layers: 1"
+    ):
         syn.rewire(model, syn.Failing(0.3), where="0")
     syn.rewire(model, syn.Failing(0.3))
     assert [type(layer) for layer in model] == [Ours, syn.FailingConv2d]
@@ -175,13 +177,55 @@ def test_a_transformer_encoder_with_padding_calls_its_rewired_layers(kind):
 
 def test_a_layer_of_another_kind_is_named():
     model = nn.Sequential(nn.RNN(2, 8))
-    with pytest.raises(ConfigurationError, match=r"no layer that matches '\*' can be rewired \(0 is a RNN\); Linear"):
+    with pytest.raises(
+        ConfigurationError, match=r"no layer that matches '\*' can be rewired \(layer '0' is a RNN\); Linear"
+    ):
         syn.rewire(model, syn.Failing(0.3))
     model = nn.ModuleDict({"lstm": nn.LSTM(2, 3), "out": nn.Linear(3, 1)})
-    with pytest.raises(ConfigurationError, match=r"'lstm' can be rewired \(lstm is a LSTM\); .* can: out"):
+    with pytest.raises(ConfigurationError, match=r"'lstm' can be rewired \(layer 'lstm' is a LSTM\); .* can: out"):
         syn.rewire(model, syn.Failing(0.3), where="lstm")
     with pytest.raises(ConfigurationError, match=r"unknown layer 'ouz' \(did you mean 'out'\?\)"):
         syn.rewire(model, syn.Failing(0.3), where="ouz")
+
+
+@pytest.mark.parametrize("kind", ["sparse", syn.Sparse, None, 0.1, {"density": 0.1}, [syn.Sparse(0.1)]], ids=str)
+def test_what_is_no_kind_is_refused(kind):
+    model = Classifier()
+    with pytest.raises(ConfigurationError, match=r"rewired with a kind of synapse, such as Sparse\(0.1\), .* given "):
+        syn.rewire(model, kind)
+    assert type(model.fc1) is nn.Linear
+
+
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        ([], r"a list of at least one, or a function of \(name, module\); given \[\]"),
+        (None, "where is a pattern for names of layers, .* given None"),
+        ([0, 1], r"where is a pattern for names of layers, .* given \[0, 1\]"),
+        (lambda name, module: False, "is true for no layer; convertible layers: conv, fc1, fc2"),
+    ],
+)
+def test_to_name_no_layer_is_refused(where, message):
+    with pytest.raises(ConfigurationError, match=message):
+        syn.rewire(Classifier(), syn.Sparse(0.3), where=where)
+
+
+def test_what_can_be_rewired_depends_on_the_kind():
+    for model, name in ((nn.Sequential(nn.RNNCell(3, 4)), "layer '0'"), (nn.RNNCell(3, 4), "the model")):
+        with pytest.raises(ConfigurationError, match=rf"\({name} is a RNNCell\); Linear and Conv2d can: the model has"):
+            syn.rewire(model, syn.Sparse(0.3))
+    with pytest.raises(ConfigurationError, match=r"\(the model is a ReLU\); Linear, Conv2d and RNNCell can"):
+        syn.rewire(nn.ReLU(), syn.Failing(0.3))
+
+
+def test_a_tied_weight_that_comes_apart_is_told():
+    model = nn.Sequential(nn.Embedding(6, 4), nn.Linear(4, 6, bias=False), nn.Linear(6, 6))
+    model[1].weight = model[0].weight
+    with pytest.warns(UserWarning, match="^0.weight and 1.weight are one Parameter, and are tied no longer") as caught:
+        syn.rewire(model, syn.Sparse(0.3))
+    assert [warning.filename for warning in caught] == [__file__]
+    shared = nn.Linear(4, 4)
+    syn.rewire(nn.Sequential(shared, shared), syn.Sparse(0.3))  # one layer in two places stays one: no warning
 
 
 BOTH = syn.Sparse(0.4) + syn.Failing(0.3, "noisy", "gaussian")
@@ -273,7 +317,9 @@ def test_a_density_is_shared_over_failing_sparse_layers_too():
 def test_sparse_convolutions_that_fail_are_refused(layer, wiring):
     model = nn.Sequential(nn.Linear(3, 3), layer())
     before = list(model)
-    with pytest.raises(ConfigurationError, match=r"1 is a \w*Conv2d, and sparse convolutions that fail have no"):
+    with pytest.raises(
+        ConfigurationError, match=r"layer '1' is a \w*Conv2d, and sparse convolutions that fail have no"
+    ):
         syn.rewire(model, wiring)
     assert list(model) == before
     syn.rewire(model, wiring, where="0")

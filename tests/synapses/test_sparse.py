@@ -6,6 +6,7 @@ import subprocess
 import sys
 import warnings
 
+import numpy
 import pytest
 import safetensors.torch
 import scipy.sparse
@@ -67,6 +68,15 @@ def test_fan_in_and_edges():
         assert edges_of(syn.SparseLinear(7, 5, edges=edges)) == [(0, 6), (2, 0), (2, 3), (4, 3)]
 
 
+@pytest.mark.parametrize("make", [list, numpy.array, lambda end: numpy.array(end, numpy.uint16)])
+def test_edges_come_as_arrays_and_lists_too(make):
+    row, col = (make(end.tolist()) for end in EDGES)
+    expected = [(0, 6), (2, 0), (2, 3), (4, 3)]
+    for edges in ((row, col), [row, col], numpy.stack([row, col])):
+        assert edges_of(syn.SparseLinear(7, 5, edges=edges)) == expected
+    assert syn.SparseLinear(7, 5, edges=([], [])).nnz == 0
+
+
 def test_the_same_seed_gives_the_same_layer():
     layers = []
     for _ in range(2):
@@ -97,6 +107,10 @@ def test_values_are_drawn_as_those_of_linear_with_the_mean_fan_in():
         ({}, "exactly one of density, epsilon, nnz, fan_in, edges; given none"),
         ({"density": 0.1, "nnz": 5}, "given density and nnz"),
         ({"density": 0.0}, r"\(0, 1\]; given 0"),
+        ({"density": 1e-9}, r"leaves a SparseLinear \[5, 7\] without any connection; take density at least 0.0286, or"),
+        ({"epsilon": 0.01}, r"leaves a SparseLinear \[5, 7\] .* take epsilon at least 0.0834, or nnz=0"),
+        ({"nnz": 1.5}, "nnz is a whole number .* given 1.5"),
+        ({"fan_in": 1.5}, "fan_in is a whole number .* given 1.5"),
         ({"density": 1.01}, r"\(0, 1\]; given 1.01"),
         ({"density": math.nan}, r"\(0, 1\]; given nan"),
         ({"nnz": 36}, "from 0 to .* = 35; given 36"),
@@ -104,6 +118,13 @@ def test_values_are_drawn_as_those_of_linear_with_the_mean_fan_in():
         ({"epsilon": 4}, r"48 connections, but a weight \[5, 7\] has 35 places"),
         ({"fan_in": 8}, "in_features = 7; given 8"),
         ({"edges": (torch.tensor([0, 0]), torch.tensor([1, 1]))}, "from input 1 to output 0 is given more than once"),
+        ({"edges": [(0, 1), (1, 2), (2, 3)]}, r"one \[2, nnz\]; given 3 entries \(of pairs give the transpose\)"),
+        ({"edges": numpy.ones((4, 2), int)}, r"given \[4, 2\] \(of pairs give the transpose"),
+        ({"edges": torch.ones(4, 2).long()}, r"given \[4, 2\] \(of pairs"),
+        ({"edges": ([0, 1], ["a", "b"])}, "two lists of integers"),
+        ({"edges": 7}, "given a int"),
+        ({"edges": ([0, 1], [0.5, 1.5])}, "inputs of edges are integers; given torch.float32"),
+        ({"edges": ([0, 1], [[1], [2]])}, r"same length, outputs and inputs; given \[2\] and \[2, 1\]"),
         ({"edges": (torch.tensor([5]), torch.tensor([1]))}, "output 5; outputs go from 0 to 4"),
         ({"edges": (torch.tensor([4]), torch.tensor([-1]))}, "input -1; inputs go from 0 to 6"),
         ({"nnz": 5, "topology": "smallworld"}, "unknown topology 'smallworld' .did you mean 'small-world'"),
@@ -156,6 +177,13 @@ def test_scipy_there_and_back_keeps_values_of_zero():
     assert weights_of(syn.SparseLinear.from_scipy(twice)) == {(0, 3): 5.0, (1, 2): 3.0}
     assert len(twice.data) == 3
     assert syn.SparseLinear.from_scipy(scipy.sparse.csc_matrix(twice)).bias is None
+    for bias in (numpy.array([1.0, 2.0]), [1, 2]):
+        assert syn.SparseLinear.from_scipy(twice, bias).bias.tolist() == [1.0, 2.0]
+        assert syn.FailingSparseLinear.from_scipy(twice, bias, failure=0.1).bias.dtype == torch.float32
+    with pytest.raises(ConfigurationError, match="bias is a tensor, an array or a list of numbers; given 'ones'"):
+        syn.SparseLinear.from_scipy(twice, "ones")
+    with pytest.raises(ConfigurationError, match=r"a matrix is \[out_features, in_features\]; given \[3\]"):
+        syn.SparseLinear.from_scipy(numpy.ones(3))
     with pytest.raises(ConfigurationError, match=r"bias is \[2\], one for each row; given \[3\]"):
         syn.SparseLinear.from_scipy(twice, torch.zeros(3))
 
@@ -178,7 +206,7 @@ def test_a_state_brings_its_graph_whatever_its_size():
     with torch.no_grad():
         layer.values[0] = 0
     state = layer.state_dict()
-    assert set(state) == {"values", "bias", "crow", "col"}
+    assert set(state) == {"values", "bias", "crow", "col", "shape"}
     read = safetensors.torch.load(safetensors.torch.save(state))
     x = torch.randn(4, 7)
     for options in ({"nnz": 3}, {"nnz": 0}, {"nnz": layer.nnz}):
@@ -217,6 +245,7 @@ def test_a_state_brings_its_graph_whatever_its_size():
         ({"crow": torch.tensor([1, 1, 1, 3, 3, 4])}, "from 0 to 4"),
         ({"crow": torch.tensor([0, 2, 1, 3, 3, 4])}, "from 0 to 4"),
         ({"crow": torch.tensor([0, 1, 3, 4])}, r"crow is \[6\]"),
+        ({"crow": torch.tensor([], dtype=torch.int64)}, r"crow is \[6\]"),
         ({"values": torch.randn(3)}, r"\[nnz\]; given \[4\] and \[3\]"),
         ({"values": None}, "no tensor values"),
         ({"col": None}, "no tensor col"),
@@ -225,6 +254,7 @@ def test_a_state_brings_its_graph_whatever_its_size():
 def test_a_corrupt_graph_is_refused_before_the_layer_is_changed(change, message):
     made = syn.SparseLinear(7, 5, edges=EDGES)
     state = {"values": torch.randn(4), "bias": torch.randn(5), "crow": made.crow.long(), "col": made.col.long()}
+    state["shape"] = torch.tensor([5, 7])
     made.load_state_dict(state)
     layer = syn.SparseLinear(7, 5, nnz=6)
     before = {name: part.clone() for name, part in layer.state_dict().items()}
@@ -241,7 +271,9 @@ def test_in_a_model_what_stands_behind_a_corrupt_layer_is_as_it_was():
     state = nn.Sequential(*(syn.SparseLinear(7, 7, nnz=9) for _ in range(3))).state_dict()
     state["1.col"][-1] = 7
     before = {name: part.clone() for name, part in model.state_dict().items()}
-    with pytest.raises(ConfigurationError, match="connections of 1 are corrupt: col leaves the range from 0 to 6"):
+    with pytest.raises(
+        ConfigurationError, match="connections of layer '1' are corrupt: col leaves the range from 0 to 6"
+    ):
         model.load_state_dict(state)
     after = model.state_dict()
     for name, part in before.items():
@@ -249,6 +281,46 @@ def test_in_a_model_what_stands_behind_a_corrupt_layer_is_as_it_was():
     for layer in model:
         check_structure(layer)
         layer(torch.randn(2, 7))
+
+
+def test_the_state_of_another_shape_is_refused_as_such():
+    state = nn.Sequential(syn.SparseLinear(7, 5, edges=EDGES)).state_dict()
+    read = safetensors.torch.load(safetensors.torch.save(state))
+    assert read["0.shape"].tolist() == [5, 7]
+    for shape in ((8, 5), (7, 6), (5, 7)):  # more inputs would hold these connections as well
+        model = nn.Sequential(syn.SparseLinear(*shape, nnz=3))
+        before = weights_of(model[0])
+        with pytest.raises(ConfigurationError, match=r"for layer '0' is that of a weight \[5, 7\], and its own is \["):
+            model.load_state_dict(read)
+        assert weights_of(model[0]) == before
+    with pytest.raises(ConfigurationError, match="for this layer is that of a weight"):
+        syn.SparseLinear(8, 5, nnz=3).load_state_dict({name[2:]: part for name, part in read.items()})
+    # States were once written without a shape.
+    old = {name: part for name, part in read.items() if name != "0.shape"}
+    fitting = nn.Sequential(syn.SparseLinear(7, 5, nnz=3))
+    assert str(fitting.load_state_dict(old)) == "<All keys matched successfully>"
+    assert edges_of(fitting[0]) == [(0, 6), (2, 0), (2, 3), (4, 3)]
+    with pytest.raises(ConfigurationError, match="layer '0' is that of a layer of 5 outputs, and it has 6; load it"):
+        nn.Sequential(syn.SparseLinear(7, 6, nnz=3)).load_state_dict(old)
+
+
+@pytest.mark.parametrize("where", ["argument", "surroundings"])
+@pytest.mark.parametrize("assign", [False, True])
+def test_a_layer_without_numbers_takes_them_from_a_state(where, assign):
+    options = {"nnz": 9} if assign else {"density": 0.2}
+    if where == "argument":
+        layer = syn.SparseLinear(7, 5, device="meta", **options)
+    else:
+        with torch.device("meta"):
+            layer = syn.SparseLinear(7, 5, **options)
+    assert layer.values.is_meta
+    assert layer.nnz == (9 if assign else 7)
+    full = syn.SparseLinear(7, 5, edges=EDGES)
+    if not assign:
+        layer.to_empty(device="cpu")
+    layer.load_state_dict(full.state_dict(), assign=assign)
+    assert weights_of(layer) == weights_of(full)
+    check_structure(layer)
 
 
 def test_copies_and_dtypes():
@@ -409,7 +481,9 @@ def test_rewire_of_sparse_and_failing_layers():
 def test_layers_that_have_no_sparse_storage_are_refused_by_name():
     model = Classifier()
     model.cell = nn.RNNCell(3, 4)
-    with pytest.raises(ConfigurationError, match=r"cell is a RNNCell, which has no sparse storage .*: conv, fc1, fc2"):
+    with pytest.raises(
+        ConfigurationError, match=r"layer 'cell' is a RNNCell, which has no sparse storage .*: conv, fc1, fc2"
+    ):
         syn.rewire(model, syn.Sparse(0.5), where=["fc1", "cell"])
     assert type(model.fc1) is nn.Linear
     with pytest.raises(ConfigurationError, match=r"unknown distribution 'erk2' .did you mean 'erk'"):
@@ -441,6 +515,20 @@ def test_a_density_at_which_dense_is_faster_warns_once(monkeypatch):
         syn.SparseLinear(600, 600, density=0.9)
         syn.SparseLinear(6, 6, density=0.9)
         syn.SparseLinear(600, 600, density=0.05)
+
+
+def test_the_warning_points_to_the_line_that_made_the_layer():
+    sparse._warn_dense.cache_clear()
+    makers = [
+        lambda: syn.SparseLinear(600, 600, density=0.91),
+        lambda: syn.FailingSparseLinear(600, 600, failure=0.5, density=0.91),
+        lambda: syn.rewire(nn.Linear(600, 600), syn.Sparse(0.92)),
+        lambda: syn.rewire(nn.Linear(600, 600), syn.Sparse(0.93, start="random") + syn.Failing(0.5)),
+    ]
+    for make in makers:
+        with pytest.warns(UserWarning, match="is slower than a dense layer") as caught:
+            make()
+        assert [warning.filename for warning in caught] == [__file__]
 
 
 @pytest.mark.slow

@@ -181,7 +181,7 @@ def test_pruned_keeps_the_largest_and_the_geometry():
 def test_a_state_brings_its_graph_whatever_its_size():
     layer = SparseConv2d(2, 4, 3, padding=1, density=0.4)
     state = layer.state_dict()
-    assert set(state) == {"values", "bias", "crow", "col"}
+    assert set(state) == {"values", "bias", "crow", "col", "shape"}
     read = safetensors.torch.load(safetensors.torch.save(state))
     x = torch.randn(4, 2, 5, 5)
     for nnz in (3, 0, layer.nnz):
@@ -193,6 +193,36 @@ def test_a_state_brings_its_graph_whatever_its_size():
         assert torch.equal(other(x), layer(x))
     with pytest.raises(ConfigurationError, match="connections of this layer are corrupt: col leaves the range"):
         layer.load_state_dict(read | {"col": read["col"] + 1})
+
+
+def test_the_state_of_other_kernels_is_refused_as_such():
+    state = SparseConv2d(4, 3, 3, nnz=9).state_dict()
+    for other in (SparseConv2d(9, 3, 2, nnz=9), SparseConv2d(36, 3, 1, nnz=9)):  # 36 inputs as well
+        with pytest.raises(ConfigurationError, match=r"is that of a weight \[3, 4, 3, 3\], and its own is \[3, "):
+            other.load_state_dict(state)
+
+
+def test_a_density_that_rounds_to_no_connection_is_refused():
+    with pytest.raises(
+        ConfigurationError, match=r"SparseConv2d \[4, 2, 3, 3\] without any .* density at least 0.0139,"
+    ):
+        SparseConv2d(2, 4, 3, density=0.001)
+    assert SparseConv2d(2, 4, 3, density=0.0139).nnz == 1
+
+
+def test_a_copy_in_scipy_is_the_matrix_of_the_kernels():
+    layer = SparseConv2d(2, 4, 3, edges=EDGES)
+    matrix = layer.to_scipy()
+    assert matrix.shape == (4, 18)
+    assert torch.equal(torch.from_numpy(matrix.toarray()), layer.to_dense().weight.detach().flatten(1))
+
+
+def test_a_convolution_without_numbers_takes_them_from_a_state():
+    full = SparseConv2d(2, 4, 3, density=0.4)
+    layer = SparseConv2d(2, 4, 3, density=0.2, device="meta")
+    layer.to_empty(device="cpu").load_state_dict(full.state_dict())
+    x = torch.randn(2, 2, 5, 5)
+    assert torch.equal(layer(x), full(x))
 
 
 def test_dense_above_gives_the_numbers_of_the_sparse_product():

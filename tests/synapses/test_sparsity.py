@@ -1,6 +1,7 @@
 """The choice `Sparse`: numbers of connections, random starts, and what contradicts itself."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -35,8 +36,9 @@ def test_epsilon_counts_both_sides_of_each_layer_and_fills_small_ones():
 @pytest.mark.parametrize("distribution", ["uniform", "erk"])
 @pytest.mark.parametrize("density", [0.003, 0.05, 0.77, 1.0])
 def test_a_density_is_exact_to_the_connection_and_no_layer_is_more_than_full(distribution, density):
-    counts = syn.Sparse(density, distribution).counts(SHAPES)
-    places = [o * i for o, i in SHAPES]
+    shapes = SHAPES if density * 12 > 0.5 else SHAPES[:3]  # of 12 places such a share is no connection
+    counts = syn.Sparse(density, distribution).counts(shapes)
+    places = [o * i for o, i in shapes]
     assert sum(counts) == round(density * sum(places))
     assert all(0 <= count <= most for count, most in zip(counts, places, strict=True))
     if distribution == "uniform":
@@ -44,7 +46,7 @@ def test_a_density_is_exact_to_the_connection_and_no_layer_is_more_than_full(dis
     else:
         # Those that are not full stand in the proportions of ERK, n_in + n_out.
         levels = [
-            count / (o + i) for count, most, (o, i) in zip(counts, places, SHAPES, strict=True) if 5 < count < most
+            count / (o + i) for count, most, (o, i) in zip(counts, places, shapes, strict=True) if 5 < count < most
         ]
         assert max(levels, default=1) - min(levels, default=1) < 0.01 * max(levels, default=1) + 0.5
 
@@ -120,6 +122,10 @@ def test_dense_above_goes_to_the_layers_whatever_they_were(start):
         ({}, "exactly one of density and epsilon; given none"),
         ({"density": 0.1, "epsilon": 5}, "exactly one of density and epsilon; given both"),
         ({"density": 0}, r"\(0, 1\]; given 0"),
+        ({"density": "0.1"}, r"\(0, 1\]; given '0.1'"),
+        ({"density": True}, r"\(0, 1\]; given True"),
+        ({"epsilon": "20"}, "epsilon is a positive number; given '20'"),
+        ({"density": 0.1, "dense_above": "0.4"}, r"dense_above is a density in \[0, 1\], .* given '0.4'"),
         ({"density": 1.5}, r"\(0, 1\]; given 1.5"),
         ({"density": math.nan}, r"\(0, 1\]; given nan"),
         ({"epsilon": 0}, "epsilon is a positive number; given 0"),
@@ -137,6 +143,32 @@ def test_dense_above_goes_to_the_layers_whatever_they_were(start):
 def test_what_contradicts_itself_is_refused(options, message):
     with pytest.raises(ConfigurationError, match=message):
         syn.Sparse(**options)
+
+
+@pytest.mark.parametrize(
+    ("kind", "layer"),
+    [
+        (syn.Sparse(1e-9), r"'0' \[30, 40\]"),
+        (syn.Sparse(0.004), r"'4' \[4, 20\]"),
+        (syn.Sparse(1e-3, "erk"), r"'4' \[4, 20\]"),
+        (syn.Sparse(epsilon=0.015), r"'4' \[4, 20\]"),
+        (syn.Sparse(epsilon=1e-3, start="random"), r"'0' \[30, 40\]"),
+    ],
+    ids=str,
+)
+def test_no_layer_is_left_without_connections(kind, layer):
+    model = perceptron()
+    before = list(model)
+    with pytest.raises(ConfigurationError, match=f"leaves layer {layer} without any connection; take ") as refused:
+        syn.rewire(model, kind)
+    assert list(model) == before
+    # What it advises is enough.
+    size = "density" if kind.density is not None else "epsilon"
+    enough = float(str(refused.value).split(f"{size} at least ")[1].split(",")[0])
+    counts = replace(kind, **{size: enough}).counts([(30, 40), (20, 30), (4, 20)])
+    assert 1 == min(counts) < max(counts)
+    with pytest.raises(ConfigurationError, match=r"leaves a layer \[30, 40\] without any connection"):
+        replace(kind, **{size: 1e-9}).counts([(30, 40)])
 
 
 def test_shapes_that_are_none_are_refused():

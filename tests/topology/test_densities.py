@@ -1,7 +1,7 @@
 """One density for a network: exact totals, the published proportions, dense layers clipped."""
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from synaptome.errors import ConfigurationError
@@ -70,6 +70,7 @@ parts_strategy = st.lists(
 )
 
 
+@example([(2.2250738585072014e-308, 9), (2.2250738585072014e-308, 11)], 0.375)
 @given(parts_strategy, st.floats(0, 1))
 def test_apportioned_parts_are_the_nearest_to_proportional(parts, share):
     weights, most = zip(*parts, strict=True)

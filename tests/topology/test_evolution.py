@@ -284,7 +284,7 @@ def test_resumed_to_the_bit(options, stop):
         torch.manual_seed(seed)
         model = network()
         optimizer = torch.optim.Adam(model.parameters())
-        return model, optimizer, Evolution(model, optimizer, seed=seed, **options)
+        return model, optimizer, Evolution(model, optimizer, seed=3, **options)
 
     def go_on(model, optimizer, evolution, batches):
         for batch in batches:
@@ -331,11 +331,12 @@ def test_states_of_another_or_a_corrupt_evolution_are_refused_and_nothing_change
         "it has the keys": {"steps": 1},
         "its number of steps is -1": good | {"steps": -1},
         "its generator is not": good | {"generator": torch.zeros(3, dtype=torch.uint8)},
-        "its visited is not of the layers 0, 3": good | {"visited": {"0": good["visited"]["0"]}},
-        "its seen is not of the layers": good | {"seen": None},
-        "of 3 are not ascending numbers below 60": good | {"visited": good["visited"] | {"3": torch.tensor([3, 60])}},
-        "of 0 are not ascending": good | {"visited": good["visited"] | {"0": torch.tensor([3, 3])}},
-        "of 0 are torch.float32": good | {"visited": good["visited"] | {"0": torch.ones(2)}},
+        "its visited is not of layer '0', layer '3'": good | {"visited": {"0": good["visited"]["0"]}},
+        "its seen is not of layer '0'": good | {"seen": None},
+        "of layer '3' are not ascending numbers below 60": good
+        | {"visited": good["visited"] | {"3": torch.tensor([3, 60])}},
+        "of layer '0' are not ascending": good | {"visited": good["visited"] | {"0": torch.tensor([3, 3])}},
+        "of layer '0' are torch.float32": good | {"visited": good["visited"] | {"0": torch.ones(2)}},
     }
     for message, state in wrong.items():
         with pytest.raises(ConfigurationError, match=f"state of an evolution does not fit: .*{message}"):
@@ -360,7 +361,16 @@ def test_states_of_another_or_a_corrupt_evolution_are_refused_and_nothing_change
         ({"schedule": "cosine"}, "schedule='cosine' falls .* give until"),
         ({"initial": "zero"}, "initial is a finite number or 'distribution'; given 'zero'"),
         ({"initial": math.inf}, "initial is a finite number"),
+        ({"initial": True}, "initial is a finite number or 'distribution'; given True"),
         ({"seed": -1}, "seed is a whole number"),
+        ({"seed": 1.5}, "seed is a whole number from 0 .* given 1.5"),
+        ({"fraction": True}, "fraction is a share .* given True"),
+        ({"fraction": "0.3"}, "fraction is a share .* given '0.3'"),
+        ({"every": 1.5}, "every is a whole number of at least 1; given 1.5"),
+        ({"every": True}, "every is a whole number of at least 1; given True"),
+        ({"every": None}, "every is a whole number of at least 1; given None"),
+        ({"until": 3.7}, "until is a whole number of at least 1; given 3.7"),
+        ({"accumulate": "2"}, "accumulate is a whole number of at least 1; given '2'"),
     ],
 )
 def test_options_out_of_range_are_refused(options, message):
@@ -397,14 +407,14 @@ def test_what_fails_in_a_step_changes_nothing_and_can_be_mended():
         assert tree == tree_after
         assert all(torch.equal(tensors[name], after[name]) or tensors[name].isnan().any() for name in tensors)
 
-    check_refused(ConfigurationError, "no momentum of 0 yet")
+    check_refused(ConfigurationError, "no momentum of layer '0' yet")
     learn(model, optimizer, 0)
     kept = model[3].values.data[4].clone()
     model[3].values.data[4] = torch.nan
-    check_refused(NumericError, "a weight of 3 is not finite")
+    check_refused(NumericError, "a weight of layer '3' is not finite")
     model[3].values.data[4] = kept
     seen = evolution._capture.seen["3"].pop()
-    check_refused(ConfigurationError, "no gradient of 3 to grow connections by")
+    check_refused(ConfigurationError, "no gradient of layer '3' to grow connections by")
     evolution._capture.seen["3"].append([(seen[0][0], seen[0][1] * torch.inf)])
     check_refused(NumericError, "gradient by which connections grow is not finite")
     evolution._capture.seen["3"][0] = seen

@@ -116,7 +116,7 @@ def test_optimizers_whose_state_cannot_follow_are_refused(cls):
 
 def test_an_optimizer_of_other_parameters_is_refused():
     model = nn.Sequential(SparseLinear(9, 7, nnz=20), SparseLinear(7, 5, nnz=10))
-    with pytest.raises(ConfigurationError, match="does not hold the values of 1;"):
+    with pytest.raises(ConfigurationError, match="does not hold the values of layer '1';"):
         Evolution(model, torch.optim.SGD(model[0].parameters(), 0.1))
 
 

@@ -12,6 +12,7 @@ import torch
 
 import synaptome as syn
 from synaptome.data import Dataset, Split, epoch_order
+from synaptome.data.augmentation import augment, augmented
 from synaptome.errors import ConfigurationError, Interrupted, NumericError
 from synaptome.learning.backprop import Backprop
 from synaptome.networks.feedforward import FeedForward
@@ -143,6 +144,58 @@ def test_going_on_from_any_step_gives_the_same_bits():
             again.rule.model.state_dict().values(), whole.rule.model.state_dict().values(), strict=True
         ):
             assert torch.equal(mine, theirs)
+
+
+def images():
+    """20 images of 5 x 4 in place of the training examples."""
+    generator = torch.Generator().manual_seed(4)
+    x = torch.randn(20, 1, 5, 4, generator=generator)
+    parts = [Split(x[:, :, :3, :2].flatten(1), torch.arange(20) % 3) for _ in range(2)]
+    return augmented(Dataset("made", Split(x, torch.arange(20) % 3), *parts, classes=("a", "b", "c")), padding=2)
+
+
+def test_each_step_learns_from_images_of_its_own():
+    data = images()
+    t = trainer(data=data)
+    seen = []
+
+    def watched(batch):
+        seen.append(batch)
+        return {"loss": 0.0}
+
+    t.rule.step = watched
+    t.fit()
+    assert len(seen) == 9
+    for step, batch in enumerate(seen):
+        epoch, position = divmod(step, 3)
+        index = epoch_order(20, 5, epoch)[8 * position : 8 * position + 8]
+        assert torch.equal(batch.inputs, augment(data.train.inputs[index], 5, step, padding=2))
+        assert torch.equal(batch.targets, data.train.targets[index])
+
+
+def test_going_on_from_any_step_sees_the_same_images():
+    def made(**options):
+        seed_everything(5)
+        data = images()
+        network = FeedForward([20, 8, 3], wiring=syn.Failing(0.3))
+        flat = Split(data.train.inputs[:7], data.train.targets[:7])
+        rule = Backprop(network, torch.optim.Adam(network.parameters(), 0.1))
+        data = Dataset("made", data.train, None, flat, data.classes)
+        return Trainer(rule, data, epochs=3, batch=8, seed=5, **options)
+
+    store = Memory()
+    whole = made(store=store, checkpoint_seconds=0.0)
+    last = whole.fit()
+    for step in (0, 1, 3, 8):
+        again = made()
+        torch.randn(step)
+        again.load_state_dict(store.states[step])
+        assert timeless([again.fit()]) == timeless([last])
+        for mine, theirs in zip(again.rule.model.parameters(), whole.rule.model.parameters(), strict=True):
+            assert torch.equal(mine, theirs)
+    plain = made()
+    plain.data = Dataset("made", Split(*plain.data.train[:]), None, plain.data.test, plain.data.classes)
+    assert plain.fit()["test/loss"] != last["test/loss"]  # what is drawn does matter
 
 
 def test_a_signal_ends_after_the_step_and_saves():

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from torch import nn
 
 from synaptome.synapses.failing import Failures
+from synaptome.synapses.learned_weight import LearnedWeight
 from synaptome.topology.layers import sparse_layers
 
 
@@ -15,8 +16,10 @@ class SynapseCount(NamedTuple):
 
     Attributes:
         parameters: trainable numbers, biases and all.
-        synapses: weights of its layers: parameters with at least two axes, and the connections of sparse layers.
-        active: of these, the number expected to be at work for an example while training: failures aside.
+        synapses: weights of its layers: parameters with at least two axes, the connections of sparse layers, and the
+            weights of learned ones, frozen or not.
+        active: of these, the number expected to be at work for an example while training: without those that fail, and
+            those that a learned layer masks.
     """
 
     parameters: int
@@ -34,6 +37,11 @@ def count_synapses(model: nn.Module) -> SynapseCount:
         failures = getattr(module, "failures", None)
         survive = 1 - failures.rate if isinstance(failures, Failures) else 1.0
         failing = getattr(module, "failing_weights", None)  # the names of those that may fail; without it, all may
+        if isinstance(module, LearnedWeight):
+            # A synapse is a weight and its score, of which either may be the trained one.
+            synapses += module.scores.numel()
+            active += survive * int(module.mask().count_nonzero())
+            seen |= {id(module.scores), id(module.weight)}
         for name, parameter in module.named_parameters(recurse=False):
             weights = parameter.dim() > 1 or id(parameter) in connections
             if weights and id(parameter) not in seen:

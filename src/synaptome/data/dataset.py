@@ -58,6 +58,13 @@ class Split:
         """The order `[n]` (int64, on the CPU) in which an epoch visits the examples; see `epoch_order`."""
         return epoch_order(len(self), seed, epoch)
 
+    def training_batch(self, index: Tensor, seed: int, step: int) -> Batch:
+        """What a run of `seed` learns from at its step `step`, from 0 on: here the examples of `index` as they are.
+
+        A pure function of its arguments, so that a resumed run sees the same batches.
+        """
+        return self[index]
+
     def batches(self, size: int) -> Iterator[Batch]:
         """Every example once, in stored order, in batches of at most `size`.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from synaptome.data.dataset import Batch
 from synaptome.errors import NumericError
 from synaptome.learning.loss import Loss, loss_named
+from synaptome.synapses.learned_model import check_optimizer
 from synaptome.synapses.predict import predict
 
 
@@ -23,9 +25,11 @@ class Backprop:
         optimizer: any torch optimizer over its parameters, those that call the closure again (L-BFGS) included.
         loss: a name in `synaptome.learning.loss.LOSSES`, or a `Loss`.
         scheduler: a learning-rate schedule that steps once a batch.
+        penalty: of the model, 0-d and differentiable; added to what is minimised, and no part of the loss that is
+            reported. It counts once a batch, whether the loss is a mean or a sum over it.
 
     Raises:
-        ConfigurationError: there is no loss of that name.
+        ConfigurationError: there is no loss of that name, or the optimizer cannot train the model's learned layers.
     """
 
     def __init__(
@@ -34,11 +38,14 @@ class Backprop:
         optimizer: torch.optim.Optimizer,
         loss: str | Loss = "cross-entropy",
         scheduler: LRScheduler | None = None,
+        penalty: Callable[[nn.Module], Tensor] | None = None,
     ) -> None:
+        check_optimizer(model, optimizer)
         self.model = model
         self.optimizer = optimizer
         self.loss = loss_named(loss) if isinstance(loss, str) else loss
         self.scheduler = scheduler
+        self.penalty = penalty
 
     def step(self, batch: Batch) -> dict[str, float]:
         """One optimizer step; see `LearningRule.step`."""
@@ -53,6 +60,8 @@ class Backprop:
                 first.update(means)
                 if not math.isfinite(first["loss"]):
                     raise NumericError(f"the loss is {first['loss']}")
+                if self.penalty is not None and not math.isfinite(objective):
+                    raise NumericError(f"the loss is finite, but with the penalty it is {objective.item()}")
             return objective
 
         self.optimizer.step(closure)  # type: ignore[arg-type]  # torch types closures as returning float
@@ -65,6 +74,8 @@ class Backprop:
         outputs = self.model(batch.inputs)
         values = self.loss.per_example(outputs, batch.targets)
         objective = self.loss.objective(values)
+        if self.penalty is not None:
+            objective = objective + self.penalty(self.model)
         objective.backward()  # type: ignore[no-untyped-call]
         return objective.detach(), _means(outputs, values, batch.targets)
 

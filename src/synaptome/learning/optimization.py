@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -14,11 +15,14 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from synaptome.errors import ConfigurationError, unknown
 
-# The share of the initial rate that is left when a share t of the steps is done.
-SCHEDULES: dict[str, Callable[[float], float]] = {
-    "constant": lambda t: 1.0,
-    "cosine": lambda t: 0.5 * (1 + math.cos(math.pi * t)),
-    "linear": lambda t: 1 - t,
+DROPS = (0.5, 0.75)  # He et al. 2016, section 4.2: at 32 000 and 48 000 of 64 000 steps
+
+# The share of the initial rate that is left when a share t of the steps is done, for drops at given shares.
+SCHEDULES: dict[str, Callable[[float, tuple[float, ...]], float]] = {
+    "constant": lambda t, drops: 1.0,
+    "cosine": lambda t, drops: 0.5 * (1 + math.cos(math.pi * t)),
+    "linear": lambda t, drops: 1 - t,
+    "drops": lambda t, drops: 10.0 ** -sum(t >= drop for drop in drops),
 }
 # All but SparseAdam, which takes nothing but sparse gradients.
 OPTIMIZERS = {
@@ -39,14 +43,19 @@ class Optimization:
         rate: initial learning rate, positive.
         momentum: for optimizers that have it.
         weight_decay: for optimizers that have it.
-        schedule: how the rate falls over the run.
+        schedule: how the rate falls over the run; drops divides it by 10 at the shares that `drops` names.
+        drops: shares of the steps, in (0, 1) and ascending.
+
+    Raises:
+        ConfigurationError: one of them is none of the above, or drops are given with another schedule.
     """
 
     name: str = "sgd"
     rate: float = 0.1
     momentum: float = 0.0
     weight_decay: float = 0.0
-    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    schedule: Literal["constant", "cosine", "linear", "drops"] = "constant"
+    drops: tuple[float, ...] = DROPS
 
     def __post_init__(self) -> None:
         if self.name.lower() not in OPTIMIZERS:
@@ -55,17 +64,47 @@ class Optimization:
             raise ConfigurationError(f"the learning rate is a positive number; given {self.rate}")
         if self.schedule not in SCHEDULES:
             raise unknown("schedule", self.schedule, SCHEDULES)
+        self._check_drops()
         for option in ("momentum", "weight_decay"):
             value = getattr(self, option)
             if not (value >= 0 and math.isfinite(value)):
                 raise ConfigurationError(f"{option} is a number of at least 0; given {value}")
-            if value and option not in inspect.signature(OPTIMIZERS[self.name.lower()]).parameters:
+            if value and not _has(self.name, option):
                 raise ConfigurationError(f"{self.name} has no {option}; leave it at 0, or choose another optimizer")
+
+    def _check_drops(self) -> None:
+        given = ", ".join(str(drop) for drop in self.drops) or "none"
+        if self.schedule != "drops" and self.drops != DROPS:
+            raise ConfigurationError(
+                f"drops belong to the schedule 'drops', and the schedule is {self.schedule!r}; given drops {given}: "
+                f"leave them out, or choose that schedule"
+            )
+        ascending = all(earlier < later for earlier, later in pairwise((0.0, *self.drops, 1.0)))  # also refuses NaN
+        if not self.drops or not ascending:
+            raise ConfigurationError(
+                f"drops are shares of the steps, at least one, between 0 and 1 and ascending; given {given}"
+            )
+
+    def renamed(self, name: str) -> Optimization:
+        """These choices for another optimizer: momentum and weight decay are 0 where it has none.
+
+        Args:
+            name: class in torch.optim, in any case.
+
+        Raises:
+            ConfigurationError: there is no optimizer of that name.
+        """
+        if name.lower() not in OPTIMIZERS:
+            raise unknown("optimizer", name, OPTIMIZERS)
+        momentum = self.momentum if _has(name, "momentum") else 0.0
+        weight_decay = self.weight_decay if _has(name, "weight_decay") else 0.0
+        return replace(self, name=name, momentum=momentum, weight_decay=weight_decay)
 
     def optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         """The optimizer of these parameters; a ConfigurationError where it cannot serve them."""
         given = {"lr": self.rate, "momentum": self.momentum, "weight_decay": self.weight_decay}
-        options: dict[str, Any] = {name: value for name, value in given.items() if value}
+        # Zeros too: torch's own default may be another, as AdamW's weight decay is.
+        options: dict[str, Any] = {name: value for name, value in given.items() if _has(self.name, name)}
         try:
             return OPTIMIZERS[self.name.lower()](parameters, **options)
         except ValueError as error:
@@ -76,4 +115,8 @@ class Optimization:
         if self.schedule == "constant":
             return None
         left = SCHEDULES[self.schedule]
-        return LambdaLR(optimizer, lambda step: left(min(step / max(1, steps), 1.0)))
+        return LambdaLR(optimizer, lambda step: left(min(step / max(1, steps), 1.0), self.drops))
+
+
+def _has(optimizer: str, option: str) -> bool:
+    return option in inspect.signature(OPTIMIZERS[optimizer.lower()]).parameters

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -31,7 +31,6 @@ from synaptome.training.callbacks import Callback, each_epoch
 from synaptome.training.measures import Measure, Recorder
 
 EPSILON = 20.0  # Mocanu et al. 2018, for MNIST
-SPARSITY = ("epsilon", "density", "distribution", "topology")
 FRAMES = 60  # snapshots of the connections that a run records at most, beside that of the start
 
 
@@ -67,12 +66,16 @@ class EvolvingSparsity(Recipe):
     | snfs | magnitude | momentum | 0.5, cosine | each epoch | Dettmers & Zettlemoyer 2019, section 3 |
     | itop | magnitude | random | 0.5, cosine | each 4 epochs | Liu et al. 2021 (SET-ITOP) |
     | static | | | | never | |
-    | dense | | | | every connection is there | |
+    | dense | | | | never; every connection is there | |
 
     snfs also shares connections among the layers by their momentum. itop changes connections after 1500 steps of 128
     images of CIFAR-10, which is about 4 epochs: that late, so that new ones have time to grow. New connections start
     from 0 under every preset. The graph to start from is random, and connections never change after the last step. A
-    row of metrics at a step after which they do change measures the network with its new connections.
+    row of metrics at a step after which they do change measures the network with its new connections. The presets and
+    their settings stand in `docs/sparse-networks.md` too.
+
+    The dense network is what the others are compared with: how many connections there are and which (epsilon, density,
+    distribution, topology) means nothing to it, and changes nothing.
 
     Args:
         data: the data set.
@@ -81,7 +84,13 @@ class EvolvingSparsity(Recipe):
         bias: whether neurons have biases.
         scaling: standard deviation of the initial weights: sqrt (fan_in^-1/2), lin (fan_in^-1), const (0.001), or a
             number alpha (fan_in^-alpha), where fan_in is the mean number of connections of a neuron.
-        preset: the method by which connections evolve.
+        preset: the method by which connections evolve:
+            - set: each epoch, the weakest of each sign go and random ones come;
+            - rigl: each 100 steps, new ones where the gradient is largest;
+            - snfs: each epoch, where the momentum is largest, and shared among the layers by it;
+            - itop: each 4 epochs, random ones;
+            - static: never;
+            - dense: every connection is there.
         epsilon: connections of each layer: epsilon (n_in + n_out), or all of a layer that has fewer places; 20 if no
             density is given.
         density: connections of all layers, as a share of their places in (0, 1], instead of epsilon.
@@ -92,7 +101,7 @@ class EvolvingSparsity(Recipe):
         epochs: passes over the training examples.
         validation: share of the training examples held out, in [0, 1). Nothing is chosen by them, so none are unless
             asked for.
-        optimization: optimizer and its learning rate.
+        optimization: optimizer and its learning rate; momentum and weight decay are for optimizers that have them.
         zero_connections: shares of the weakest connections, in [0, 1), without which the trained network is tested.
     """
 
@@ -141,11 +150,12 @@ class EvolvingSparsity(Recipe):
         self._wiring()
         changed = {f"evolution.{name}": value for name, value in self.evolution.given.items()}
         if PRESETS[self.preset].evolution is None and changed:
-            raise _contradiction(self.preset, "never changes a connection", changed)
-        defaults = {own.name: own.default for own in fields(self) if own.name in SPARSITY}
-        sparse = {name: getattr(self, name) for name, value in defaults.items() if getattr(self, name) != value}
-        if self.preset == "dense" and sparse:
-            raise _contradiction("dense", "has every connection", sparse)
+            told = ", ".join(f"{name} {value}" for name, value in changed.items())
+            evolving = ",".join(name for name, preset in PRESETS.items() if preset.evolution is not None)
+            raise ConfigurationError(
+                f"the preset {self.preset!r} never changes a connection, but {told} is given; leave it out, or choose "
+                f"another preset. To compare, take two sweeps: preset={evolving} with it, preset={self.preset} without"
+            )
 
     def experiment(self, seed: int, device: torch.device, data_dir: Path | None) -> Experiment:
         """See `Recipe.experiment`."""
@@ -184,12 +194,11 @@ class EvolvingSparsity(Recipe):
         )
 
     def _wiring(self) -> Sparse | None:
-        if self.preset == "dense":
-            return None
         epsilon = EPSILON if self.epsilon is None and self.density is None else self.epsilon
-        return Sparse(
+        sparse = Sparse(
             self.density, epsilon=epsilon, distribution=self.distribution, start="random", topology=self.topology
         )
+        return None if self.preset == "dense" else sparse
 
     def _measures(
         self, network: FeedForward, images: Dataset, evolution: Evolution | None
@@ -211,7 +220,8 @@ class EvolvingSparsity(Recipe):
             return PRESETS[self.preset].title
         density = sum(layer.values.numel() for layer in layers) / sum(map(places_of, layers))
         own = [f"{name.replace('_', ' ')} {value}" for name, value in self.evolution.given.items()]
-        return ", ".join([f"{PRESETS[self.preset].title} {100 * density:.2g} %", *own])
+        # Two digits, but 100 as a number: as .2g it would be 1e+02.
+        return ", ".join([f"{PRESETS[self.preset].title} {float(f'{100 * density:.2g}'):g} %", *own])
 
     def _citations(self) -> tuple[str, ...]:
         """The method; and where the numbers of connections come from."""
@@ -219,10 +229,3 @@ class EvolvingSparsity(Recipe):
         if self.preset != "dense":
             keys += ["mocanu2018"] if self.density is None else ["evci2020"] if self.distribution == "erk" else []
         return tuple(dict.fromkeys(key for key in keys if key is not None))
-
-
-def _contradiction(preset: str, what: str, given: Mapping[str, object]) -> ConfigurationError:
-    told = ", ".join(f"{name} {value}" for name, value in given.items())
-    return ConfigurationError(
-        f"the preset {preset!r} {what}, but {told} is given; leave it out, or choose another preset"
-    )

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from synaptome.analysis.size import count_synapses
 from synaptome.errors import ConfigurationError, Interrupted, RunError, SynaptomeError
@@ -15,8 +16,8 @@ from synaptome.recipes.workers import run_each
 from synaptome.training.environment import describe_environment
 from synaptome.training.measures import CHUNK_BYTES, measured
 from synaptome.training.progress import ProgressView, Quiet
-from synaptome.training.run import RunFolder, RunRecord, prepare, read_json, read_run
-from synaptome.training.seeding import seed_everything
+from synaptome.training.run import RunFolder, RunRecord, load_state, prepare, read_json, read_run
+from synaptome.training.seeding import random_state, restore_random_state, seed_everything
 from synaptome.training.sweep_progress import sweep_view
 from synaptome.training.trainer import Trainer
 
@@ -107,6 +108,40 @@ def resume_each(
     """
     run_each(paths, workers, sweep_view(quiet), checkpoint_seconds=checkpoint_seconds, cluster=cluster)
     return [read_run(path) for path in paths]
+
+
+def load_model(run: Path | str, *, step: int | None = None, device: str = "cpu") -> nn.Module:
+    """The network of a run, as its newest checkpoint has it: of a finished run the trained one.
+
+    The run folder is not changed, nor are torch's threads and the random generators of this process. The run's data set
+    is loaded, because it says how many inputs and outputs the network has.
+
+    Args:
+        run: the run folder.
+        step: the checkpoint of this step; the newest if None.
+        device: where the network is wanted, `auto`, `cpu`, `cuda` or `mps`, wherever it was trained.
+
+    Returns:
+        The network in evaluation mode.
+
+    Raises:
+        RunError: the folder is not a run, has no such checkpoint, or is damaged; the file or tensor is named.
+        ConfigurationError: the run's recipe does not exist in this version, or the device is not there.
+        DataError: the run's data set is missing.
+    """
+    path = Path(run)
+    settings = read_settings(path / "recipe.json")
+    state = load_state(path, step)
+    if state is None:
+        raise RunError(f"{path} has no checkpoint yet, and so no network; start it with: synaptome resume {path}")
+    before = random_state()
+    try:
+        here = replace(settings, device=resolve_device(device), threads=torch.get_num_threads())
+        rule = build(here).rule
+    finally:
+        restore_random_state(before)
+    rule.load_state_dict(state["rule"])
+    return rule.model.eval()
 
 
 def read_settings(path: Path) -> RunSettings:

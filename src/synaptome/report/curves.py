@@ -6,7 +6,7 @@ import csv
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from synaptome.report.table import Group, Statistic
 from synaptome.report.text import clean, number
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 SPLITS = ("train", "validation", "test")
 FIRST = ("loss", "accuracy")
 TIME = ("epoch", "step")
+CHANGED = "connections/changed"  # share of the synapses of learned layers that are not as they were drawn
+TITLES = {CHANGED: "share of synapses changed"}
 
 
 @dataclass(frozen=True)
@@ -47,12 +49,15 @@ class Chart:
         axis: what x is: `epoch`, `step`, or a quantity other than time such as `failure rate`.
         curves: one for each group and split.
         over: what the mean and the spread of a point are taken over.
+        band: what is drawn around a mean: its standard deviation to both sides, or all from the least value to the
+            largest.
     """
 
     name: str
     axis: str
     curves: tuple[Curve, ...]
     over: str = "seeds"
+    band: Literal["std", "range"] = "std"
 
     @property
     def splits(self) -> list[str]:
@@ -62,7 +67,12 @@ class Chart:
     @property
     def fraction(self) -> bool:
         """Whether the values are fractions that read best as percentages."""
-        return "accuracy" in self.name.lower()
+        return "accuracy" in self.name.lower() or CHANGED in [f"{split}/{self.name}" for split in self.splits]
+
+    @property
+    def settles(self) -> bool:
+        """Whether the first values are those of an untrained network, far from all that follow."""
+        return "accuracy" in self.name.lower() and self.over_training
 
     @property
     def over_training(self) -> bool:
@@ -74,6 +84,10 @@ class Chart:
         """The largest number of values behind a point."""
         return max(point.n for curve in self.curves for point in curve.y)
 
+    def title(self, splits: Sequence[str]) -> str:
+        """What a drawing of some of the splits shows."""
+        return TITLES.get(f"{splits[0]}/{self.name}", f"{self.name}, {splits[0]}") if len(splits) == 1 else self.name
+
 
 def charts(groups: Sequence[Group]) -> list[Chart]:
     """A chart for each metric found in any row of any run: loss, accuracy, then the others by name.
@@ -81,11 +95,13 @@ def charts(groups: Sequence[Group]) -> list[Chart]:
     Metrics are the keys `<split>/<name>`. The x axis is the epoch; it is the step where a row of the metric has no
     epoch, or where two rows of one run share an epoch. A point that a seed lacks (or that is not finite) is left out
     of its group's curve; a seed without any value of the metric does not shorten it. A step that was logged twice,
-    as after a resume, counts with its last row.
+    as after a resume, counts with its last row. On a page with learned connectivity bands reach from the least
+    value to the largest.
     """
     keys = {
         key for group in groups for run in group.runs for row in run.metrics for key in row if all(key.partition("/"))
     }
+    band: Literal["std", "range"] = "range" if CHANGED in keys else "std"
     drawn = []
     for name in _ordered({key.partition("/")[2] for key in keys}, FIRST):
         splits = _ordered({key.partition("/")[0] for key in keys if key.partition("/")[2] == name}, SPLITS)
@@ -99,18 +115,23 @@ def charts(groups: Sequence[Group]) -> list[Chart]:
             if (curve := _curve(index, group, split, [_points(run, key, axis) for run in group.runs])).x
         ]
         if curves:
-            drawn.append(Chart(name, axis, tuple(curves)))
+            drawn.append(Chart(name, axis, tuple(curves), band=band))
     return drawn
 
 
 def csv_text(chart: Chart) -> str:
-    """The chart's data as CSV: `group,split,<axis>,mean,std,n`, numbers to full precision, one line a point."""
+    """The chart's data as CSV: `group,split,<axis>,mean,std,n`, numbers to full precision, one line a point.
+
+    Where bands reach from the least value to the largest, `min,max` follow.
+    """
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["group", "split", chart.axis, "mean", "std", "n"])
+    ranged = chart.band == "range"
+    writer.writerow(["group", "split", chart.axis, "mean", "std", "n", *(["min", "max"] if ranged else [])])
     for curve in chart.curves:
         for x, y in zip(curve.x, curve.y, strict=True):
-            writer.writerow([clean(curve.label), clean(curve.split), x, y.mean, y.std, y.n])
+            extremes = [y.low, y.high] if ranged else []
+            writer.writerow([clean(curve.label), clean(curve.split), x, y.mean, y.std, y.n, *extremes])
     return out.getvalue()
 
 

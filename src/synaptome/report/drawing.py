@@ -42,6 +42,9 @@ STAND_INS = (
 )
 
 
+BAND = Html('<span class="band"></span>')  # in a legend
+
+
 @dataclass(frozen=True)
 class Look:
     """How a curve is told from the others.
@@ -135,6 +138,12 @@ def swatch(shown: Look) -> Html:
         corners = " ".join(f"{17 + 4 * x:.2f},{6 - 4 * y:.2f}" for x, y in SHAPES[shown.shape])
         marker = f'<polygon points="{corners}" style="fill: {colour}"></polygon>'
     return Html(f'<svg class="swatch" viewBox="0 0 34 12" aria-hidden="true">{line}{marker}</svg>')
+
+
+def block(colour: str) -> Html:
+    """A filled piece of a colour of `STAND_INS`, for a legend."""
+    shape = f'<rect x="1" y="1" width="32" height="10" style="fill: var(--{colour})"></rect>'
+    return Html(f'<svg class="swatch" viewBox="0 0 34 12" aria-hidden="true">{shape}</svg>')
 
 
 def legend(entries: Iterable[tuple[object, object]]) -> Html:

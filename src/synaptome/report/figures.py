@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from synaptome.report.curves import SPLITS, Chart, Curve
 from synaptome.report.drawing import (
+    BAND,
     COLOURS,
     SHAPES,
     STAND_INS,
@@ -36,6 +37,7 @@ DASHES: dict[str, tuple[float, ...]] = {
     "train": (5, 2.5),
     "validation": (1.6, 2.2),
     "test": (),
+    "connections": (),
     BEFORE: (5, 2.5),
     AFTER: (),
 }
@@ -75,7 +77,7 @@ def panels(chart: Chart, several: bool, prefix: str) -> list[tuple[str, Html]]:
     parts = [[split] for split in chart.splits] if crowded(chart) else [chart.splits]
     found = []
     for index, splits in enumerate(parts):
-        title = f"{chart.name}, {splits[0]}" if len(splits) == 1 else chart.name
+        title = chart.title(splits)
         described = f"{title} by {chart.axis}: one line for each of " + ", ".join(
             f"{curve.label} {curve.split}" for curve in chart.curves if curve.split in splits
         )
@@ -98,7 +100,8 @@ def legend(chart: Chart, several: bool) -> Html:
         entries = [(split, swatches[split]) for split in chart.splits]
     if chart.spread > 1:
         band = "mean × and ÷ (1 + std / mean)" if logarithmic(chart) else "mean ± std"
-        entries.append((f"{band} over {chart.over}", Html('<span class="band"></span>')))
+        shown = "mean, and minimum to maximum" if chart.band == "range" else band
+        entries.append((f"{shown} over {chart.over}", BAND))
     return listed((shown, name) for name, shown in entries)
 
 
@@ -106,7 +109,7 @@ def _draw(figure: Figure, chart: Chart, looks: Sequence[tuple[Curve, Look]]) -> 
     axes = figure.add_subplot(facecolor="none")
     _dress(axes, chart)
     for curve, shown in looks:
-        _line(axes, curve, shown, logarithmic(chart))
+        _line(axes, curve, shown, chart)
 
 
 def _dress(axes: Axes, chart: Chart) -> None:
@@ -117,8 +120,8 @@ def _dress(axes: Axes, chart: Chart) -> None:
     points = [(x, point) for curve in chart.curves for x, point in zip(curve.x, curve.y, strict=True)]
     means = [point.mean for _, point in points]
     # What an untrained network reaches would squeeze all that matters into the top of the axis.
-    settled = min(xs) + SETTLED * (max(xs) - min(xs)) if chart.fraction and chart.over_training else min(xs)
-    edges = [edge for x, point in points if x >= settled for edge in _band(point, logarithmic(chart))]
+    settled = min(xs) + SETTLED * (max(xs) - min(xs)) if chart.settles else min(xs)
+    edges = [edge for x, point in points if x >= settled for edge in _band(point, chart)]
     low, high = min(edges), max(edges)
     axes.set_xlim(*padded(min(xs), max(xs)))
     axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10], integer=chart.over_training))
@@ -136,17 +139,19 @@ def _dress(axes: Axes, chart: Chart) -> None:
     plain(axes)
 
 
-def _band(point: Statistic, logarithmic: bool) -> tuple[float, float]:
-    """Where the spread around a mean begins and ends: of equal width on both sides, on either kind of axis."""
+def _band(point: Statistic, chart: Chart) -> tuple[float, float]:
+    """Where what is drawn around a mean begins and ends; a std is as wide on both sides, on either kind of axis."""
+    if chart.band == "range":
+        return point.low, point.high
     std = point.std or 0.0
-    return (point.mean**2 / (point.mean + std) if logarithmic else point.mean - std), point.mean + std
+    return (point.mean**2 / (point.mean + std) if logarithmic(chart) else point.mean - std), point.mean + std
 
 
-def _line(axes: Axes, curve: Curve, shown: Look, logarithmic: bool) -> None:
+def _line(axes: Axes, curve: Curve, shown: Look, chart: Chart) -> None:
     colour = STAND_INS[shown.colour]
     means = [point.mean for point in curve.y]
     if any(point.std is not None for point in curve.y):
-        below, above = zip(*(_band(point, logarithmic) for point in curve.y), strict=True)
+        below, above = zip(*(_band(point, chart) for point in curve.y), strict=True)
         axes.fill_between(curve.x, below, above, color=colour, alpha=0.18, linewidth=0)
     apart = math.ceil(len(means) / MARKED_POINTS)
     shape = shown.shape or 0

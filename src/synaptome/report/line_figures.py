@@ -37,6 +37,7 @@ class Line:
         x, y: the points, both [n]; a y that is not finite is a gap.
         look: its colour and dashes.
         key: what the legend says; `name` if empty. Lines of one key share an entry.
+        band: where y is a mean over seeds, the least and the largest of their values, both [n].
     """
 
     name: str
@@ -44,6 +45,7 @@ class Line:
     y: Array
     look: Look
     key: str = ""
+    band: tuple[Array, Array] | None = None
 
 
 @dataclass(frozen=True)
@@ -101,21 +103,31 @@ class LineFigure:
         """The title with the scale, where it is not linear."""
         return f"{self.title} (log scale)" if self.y == "log" else self.title
 
+    @property
+    def banded(self) -> bool:
+        """Whether there are means over seeds."""
+        return any(line.band is not None for line in self.lines)
+
     def legend(self) -> Html:
         """What the lines stand for."""
         looks = {line.key or line.name: line.look for line in self.lines}
-        return drawing.legend((drawing.swatch(look), key) for key, look in looks.items())
+        bands = [(drawing.BAND, "mean, and minimum to maximum over seeds")] if self.banded else []
+        return drawing.legend([*((drawing.swatch(look), key) for key, look in looks.items()), *bands])
 
     def csv_text(self) -> str:
-        """`group,panel,line,<x>,value`, one line a point, each number in the shortest form that reads back the same."""
+        """`group,panel,line,<x>,value`, one line a point, each number in the shortest form that reads back the same.
+
+        Where a line has a band, `min,max` follow.
+        """
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
-        writer.writerow(["group", "panel", "line", self.x, "value"])
+        writer.writerow(["group", "panel", "line", self.x, "value", *(["min", "max"] if self.banded else [])])
         for row in self.rows:
             for panel in row.panels:
                 for line in panel.lines:
                     head = [clean(panel.group), row.title, line.name]
-                    writer.writerows([*head, str(x), str(y)] for x, y in zip(line.x, line.y, strict=True))
+                    points = zip(line.x, line.y, *(line.band or ()), strict=True)
+                    writer.writerows([*head, *map(str, point)] for point in points)
         return out.getvalue()
 
     def drawings(self, prefix: str) -> list[tuple[str, list[tuple[str, Html]]]]:
@@ -151,7 +163,7 @@ def scale_of(values: Iterable[Array]) -> Scale:
 def _draw(canvas: Figure, figure: LineFigure, row: LineRow, panel: LinePanel) -> None:
     axes = canvas.add_subplot(facecolor="none")
     xs = _finite(line.x for line in (row.lines if figure.apart else figure.lines))
-    ys = _finite(line.y for line in figure.lines)
+    ys = _finite(values for line in figure.lines for values in (line.y, *(line.band or ())))
     if figure.x == "step":
         _step_axis(axes, xs)
     else:
@@ -164,6 +176,8 @@ def _draw(canvas: Figure, figure: LineFigure, row: LineRow, panel: LinePanel) ->
     nothing = positive.min() / 1000 if figure.stairs and positive.size else np.nan
     # What is in the background is muted.
     for line in sorted(panel.lines, key=lambda line: line.look.colour != "muted"):
+        if line.band is not None:
+            axes.fill_between(line.x, *line.band, color=STAND_INS[line.look.colour], alpha=0.18, linewidth=0)
         alone = int(np.isfinite(line.y).sum()) == 1
         axes.plot(
             line.x,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,8 @@ from synaptome.training.measures import read_final, read_series
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from synaptome.training.run import RunRecord
 
 Array = NDArray[Any]
 
@@ -52,9 +55,18 @@ _AXES = {
     "signs": 1,
     "connections": 3,
     "itop_rate": 0,
+    "masks": 1,
+    "weights": 1,
+    "changed": 0,
+    "score_edges": 1,
+    "score_counts": 1,
 }
 _MOST_BINS = degree_bins(2**62)
-_ENTRIES = {"signs": (3, 3), "out_degree": (1, _MOST_BINS), "in_degree": (1, _MOST_BINS)}  # of the last axis
+_ENTRIES = dict.fromkeys(("signs", "masks", "weights"), (3, 3)) | {
+    "out_degree": (1, _MOST_BINS),
+    "in_degree": (1, _MOST_BINS),
+}  # of the last axis
+_LIMITS = dict.fromkeys(("masks", "weights", "score_counts"), (0.0, math.inf)) | {"changed": (0.0, 1.0)}
 
 
 @dataclass(frozen=True)
@@ -95,24 +107,17 @@ def read(groups: Sequence[Group], name: str) -> tuple[list[Measures], list[str]]
     Returns:
         The measures, at most one run a group; and what is wrong with the files, a sentence each.
     """
-    found: list[Measures] = []
     problems: list[str] = []
-    for group in groups:
-        for run in group.runs:
-            series = _arrays(read_series, run.path, name, problems)
-            final = _arrays(read_final, run.path, name, problems)
-            steps = series.pop("step", np.zeros(0, np.int64))
-            measures = Measures(
-                group.label,
-                clean(run.path.name),
-                steps,
-                _checked(series, 1, run.path, problems),
-                _checked(final, 0, run.path, problems),
-            )
-            if measures.series or measures.final:
-                found.append(measures)
-                break
+    runs = ((_read(group, run, name, problems) for run in group.runs) for group in groups)
+    found = [first for each in runs if (first := next(filter(None, each), None))]
     return found, list(dict.fromkeys(problems))
+
+
+def read_all(groups: Sequence[Group], name: str) -> tuple[list[list[Measures]], list[str]]:
+    """The measures of that name of every run that has any, of the groups that have such runs; and what is wrong."""
+    problems: list[str] = []
+    found = [[each for run in group.runs if (each := _read(group, run, name, problems))] for group in groups]
+    return [each for each in found if each], list(dict.fromkeys(problems))
 
 
 def read_final_of_all(groups: Sequence[Group], name: str) -> tuple[list[list[dict[str, Array]]], list[str]]:
@@ -123,6 +128,15 @@ def read_final_of_all(groups: Sequence[Group], name: str) -> tuple[list[list[dic
         for group in groups
     ]
     return found, list(dict.fromkeys(problems))
+
+
+def _read(group: Group, run: RunRecord, name: str, problems: list[str]) -> Measures | None:
+    """The measures of one run, None if it has none that can be drawn."""
+    series = _arrays(read_series, run.path, name, problems)
+    final = _arrays(read_final, run.path, name, problems)
+    steps = series.pop("step", np.zeros(0, np.int64))
+    whole = [_checked(arrays, axes, run.path, problems) for arrays, axes in ((series, 1), (final, 0))]
+    return Measures(group.label, clean(run.path.name), steps, *whole) if any(whole) else None
 
 
 def _arrays(
@@ -159,8 +173,15 @@ def _checked(arrays: dict[str, Array], snapshots: int, path: Path, problems: lis
             wrong = f"has {values.shape[-1]} entries, not {' to '.join(map(str, dict.fromkeys(_ENTRIES[name])))}"
         elif not (np.abs(values.astype(np.float64)) < LARGEST).all():
             wrong = f"holds numbers that are not finite, or beyond {LARGEST:g}"
+        elif name in _LIMITS and not ((values >= _LIMITS[name][0]) & (values <= _LIMITS[name][1])).all():
+            wrong = "holds numbers below 0" if _LIMITS[name][1] == math.inf else "holds numbers outside [0, 1]"
         else:
             whole |= {key: values} if values.size else {}
             continue
         problems.append(clean(f"{path / 'measures'}: {key} {wrong}, and is not drawn"))
+    for layer in [key.removesuffix("score_counts") for key in whole if key.endswith("score_counts")]:
+        edges, counts = whole.get(f"{layer}score_edges"), whole[f"{layer}score_counts"]
+        if edges is None or edges.shape[-1] != counts.shape[-1] + 1 or not (np.diff(edges) > 0).all():
+            problems.append(clean(f"{path / 'measures'}: {layer}score_counts lacks its bins, and is not drawn"))
+            del whole[f"{layer}score_counts"]
     return whole

@@ -8,11 +8,12 @@ from importlib import resources
 from typing import Protocol, TypeVar
 from urllib.parse import quote
 
-from synaptome.report import activity, connections, modes, weights
+from synaptome.report import activity, connections, connectivity, modes, weights
 from synaptome.report.chart_figures import ChartFigure
 from synaptome.report.film import FilmFigure
+from synaptome.report.line_figures import LineFigure
 from synaptome.report.markup import Html, join, tag
-from synaptome.report.measured import MOST_GROUPS, read, read_final_of_all
+from synaptome.report.measured import MOST_GROUPS, read, read_all, read_final_of_all
 from synaptome.report.robustness import pruning, robustness
 from synaptome.report.table import Group
 from synaptome.report.text import plural
@@ -86,7 +87,9 @@ def find(groups: Sequence[Group]) -> Found:
     failing, pruned, graphs = (
         taken(read_final_of_all(groups, name)) for name in ("robustness", "pruning", "connections")
     )
-    measured, sparse = found[:MOST_GROUPS], wired[:MOST_GROUPS]
+    gated = taken(read_all(groups, "connectivity"))
+    firsts = [runs[0] for runs in gated]
+    measured, sparse, learned = found[:MOST_GROUPS], wired[:MOST_GROUPS], firsts[:MOST_GROUPS]
     themes: dict[str, Sequence[MeasureFigure]] = {
         "Robustness": [*robustness(groups, failing), *pruning(groups, pruned)],
         "Connections": [
@@ -94,6 +97,11 @@ def find(groups: Sequence[Group]) -> Found:
             *connections.profile(groups, graphs),
             *connections.degrees(sparse),
             *connections.changes(sparse),
+        ],
+        "Learned connectivity": [
+            *connectivity.changes(gated[:MOST_GROUPS]),
+            *connectivity.counts(learned),
+            *connectivity.scores(learned),
         ],
         "Singular values": modes.singular_values(measured),
         "Overlap of adjacent layers": modes.overlap(measured),
@@ -104,8 +112,8 @@ def find(groups: Sequence[Group]) -> Found:
     }
     return Found(
         {title: tuple(figures) for title, figures in themes.items() if figures},
-        tuple(dict.fromkeys((each.group, each.run) for each in (*measured, *sparse))),
-        tuple(dict.fromkeys(each.group for each in (*found[MOST_GROUPS:], *wired[MOST_GROUPS:]))),
+        tuple(dict.fromkeys((each.group, each.run) for each in (*measured, *sparse, *learned))),
+        tuple(dict.fromkeys(each.group for kind in (found, wired, firsts) for each in kind[MOST_GROUPS:])),
         len(groups) > 1,
         any(len(group.runs) > 1 for group in groups),
         tuple(dict.fromkeys(problems)),
@@ -146,13 +154,17 @@ def _said(found: Found) -> list[str]:
     if found.seeds and found.drawn:
         runs = ", ".join(f"{run} ({group})" if found.several else run for group, run in found.drawn)
         what = "each group's first run with measures" if found.several else "the first run with measures"
-        over_all = any(isinstance(figure, ChartFigure) for figure in found.figures)
+        over_all = any(_over_all(figure) for figure in found.figures)
         but = "Charts of mean and spread are over all runs; all other figures are" if over_all else "These figures are"
         said.append(f"{but} of {what}: {runs}.")
     if found.left_out:
         drawn, left = plural(len(found.drawn), "group"), "; ".join(found.left_out)
         said.append(f"The first {drawn} are drawn side by side. Left out: {left}.")
     return said
+
+
+def _over_all(figure: MeasureFigure) -> bool:
+    return isinstance(figure, ChartFigure) or (isinstance(figure, LineFigure) and figure.banded)
 
 
 def _card(figure: MeasureFigure, address: str, prefix: str, several: bool) -> Html:

@@ -10,7 +10,7 @@ import json
 import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from synaptome.report.text import ABSENT, clean, flatten, number, show
@@ -25,11 +25,13 @@ ACCURACY, LOSS = "test/accuracy", "test/loss"
 
 @dataclass(frozen=True)
 class Statistic:
-    """Mean and sample standard deviation (n - 1 in the denominator; None for a single value) of `n` values."""
+    """Of `n` values mean, sample standard deviation (n - 1 in the denominator; None for one), least and largest."""
 
     mean: float
     std: float | None
     n: int
+    low: float
+    high: float
 
     @classmethod
     def of(cls, values: Iterable[float]) -> Statistic | None:
@@ -37,7 +39,8 @@ class Statistic:
         found = list(values)
         if not found:
             return None
-        return cls(statistics.fmean(found), statistics.stdev(found) if len(found) > 1 else None, len(found))
+        std = statistics.stdev(found) if len(found) > 1 else None
+        return cls(statistics.fmean(found), std, len(found), min(found), max(found))
 
 
 @dataclass(frozen=True)
@@ -181,7 +184,7 @@ def _spread(statistic: Statistic | None, form: Callable[[float], str], unit: str
 
 def _count(statistic: Statistic | None) -> str:
     exact = statistic is None or not statistic.std  # a count that all seeds share has no spread worth showing
-    return _spread(Statistic(statistic.mean, None, statistic.n) if statistic and exact else statistic, "{:,.0f}".format)
+    return _spread(replace(statistic, std=None) if statistic and exact else statistic, "{:,.0f}".format)
 
 
 def _seconds(statistic: Statistic | None) -> str:
@@ -189,10 +192,15 @@ def _seconds(statistic: Statistic | None) -> str:
     return _spread(statistic, f"{{:,.{places}f}}".format)
 
 
+def percent(statistic: Statistic | None) -> str:
+    """A share with its spread: `97.31 ± 0.12 %`."""
+    return _spread(statistic, lambda value: f"{100 * value:.2f}", " %")
+
+
 def score_text(row: Row) -> str:
     """The score with its spread: `97.31 ± 0.12 %`, or a loss to four significant digits of its mean."""
     if row.score is None or row.metric == ACCURACY:
-        text = _spread(row.score, lambda value: f"{100 * value:.2f}", " %")
+        text = percent(row.score)
     else:
         size = abs(row.score.mean)
         places = max(0, 3 - math.floor(math.log10(size))) if size else 4

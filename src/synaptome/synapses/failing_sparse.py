@@ -62,13 +62,16 @@ class FailingSparseLinear(SparseLinear):
     def from_sparse(
         cls, layer: SparseLinear, *, failure: float, inference: str = "expected", noise: str = "bernoulli"
     ) -> FailingSparseLinear:
-        """A failing layer that holds the very parameters and graph of `layer`: an optimizer of these keeps them."""
+        """A failing layer that holds the very parameters and graph of `layer`: an optimizer of these keeps them.
+
+        The two go on sharing them: where connections change, they change in both.
+        """
         made = _moved(cls, layer)
         made.failures = Failures(failure, inference, noise, device=layer.values.device)
         return made.train(layer.training)
 
     def to_sparse(self) -> SparseLinear:
-        """A `SparseLinear` that holds the very parameters and graph of this layer."""
+        """A `SparseLinear` that holds the very parameters and graph of this layer, and goes on sharing them."""
         return _moved(SparseLinear, self).train(self.training)
 
     @classmethod
@@ -119,7 +122,7 @@ class FailingSparseLinear(SparseLinear):
     def from_scipy(  # type: ignore[override]
         cls,
         matrix: Any,
-        bias: Tensor | None = None,
+        bias: Any = None,
         *,
         failure: float,
         inference: str = "expected",
@@ -138,11 +141,12 @@ class FailingSparseLinear(SparseLinear):
 
 
 def _moved(kind: type[_S], layer: SparseLinear) -> _S:
-    """A layer of another kind with the very parameters, buffers and attributes of `layer`, without its submodules."""
+    """A layer of another kind with the storage of `layer`, its parameters and buffers, without its submodules."""
     made = kind.__new__(kind)
     nn.Module.__init__(made)
     vars(made).update({name: value for name, value in vars(layer).items() if name not in vars(made)})
-    made._parameters.update(layer._parameters)
-    made._buffers.update(layer._buffers)
-    made._non_persistent_buffers_set.update(layer._non_persistent_buffers_set)
+    # The dictionaries themselves: values of the one on an older graph of the other would be silently wrong.
+    made._parameters = layer._parameters
+    made._buffers = layer._buffers
+    made._non_persistent_buffers_set = layer._non_persistent_buffers_set
     return made

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 SMALL = 2**18  # places up to which nobody is warned that a dense layer may be faster
 
-Edges = Tensor | tuple[Tensor, Tensor]
+Edges = Any  # two lists of integers, or what torch makes a tensor of
 
 
 class SparseLinear(SparseWeight):
@@ -38,6 +39,9 @@ class SparseLinear(SparseWeight):
     Values and bias are drawn as by `torch.nn.Linear`, with the mean number of connections of an output in place of
     `in_features`: uniformly from `(-b, b)` with `b = sqrt(out_features / nnz)`.
 
+    A layer of more than 2**18 places (512 x 512) whose density is above 0.4, or 0.75 where connections fail, warns that
+    a dense layer is faster, once for a kind of layer and a density; `dense_above` silences that.
+
     The output of `[batch, out_features]` is a transposed view of `[out_features, batch]`. Elementwise functions keep
     that, so sparse layers in a row never transpose.
 
@@ -48,7 +52,8 @@ class SparseLinear(SparseWeight):
         epsilon: `nnz = epsilon (in_features + out_features)` (Mocanu et al. 2018, equation 2), above 0.
         nnz: the number of connections, from 0 to `in_features * out_features`.
         fan_in: the number of inputs of every output, from 0 to `in_features`.
-        edges: outputs and inputs of the connections, two integer tensors `[nnz]` (or one `[2, nnz]`), in any order.
+        edges: outputs and inputs of the connections, two lists of integers `[nnz]` (or one `[2, nnz]`), in any order,
+            as tensors, arrays or Python's.
 
     And:
 
@@ -212,7 +217,7 @@ class SparseLinear(SparseWeight):
     def from_scipy(
         cls,
         matrix: Any,
-        bias: Tensor | None = None,
+        bias: Any = None,
         *,
         dense_above: float | None = None,
         device: torch.device | str | None = None,
@@ -224,13 +229,13 @@ class SparseLinear(SparseWeight):
 
         Args:
             matrix: of any format.
-            bias: `[out_features]` or None, for no bias.
+            bias: `[out_features]`, a tensor, an array or a list; None for no bias.
             dense_above: as for a new layer.
             device: default torch's.
             dtype: of values and bias; default torch's.
 
         Raises:
-            ConfigurationError: the bias does not fit.
+            ConfigurationError: the matrix has not two sides, or the bias does not fit.
         """
         parts = sparse_conversion.of_scipy(matrix, bias, device, dtype)
         return cls.from_parts(parts, dense_above=dense_above)
@@ -260,5 +265,13 @@ def _warn_dense(layer: str, density: float, crossover: float) -> None:
         f"a {layer} of density {density:.2g} is slower than a dense layer, which is the faster one above about "
         f"{crossover:g}; give it dense_above={crossover:g} to compute its products densely, keep this layer dense, or "
         f"give it fewer connections",
-        stacklevel=4,
+        stacklevel=_first_frame_outside(),
     )
+
+
+def _first_frame_outside() -> int:
+    """The `stacklevel` by which the caller's warning points to the line that called this library."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and str(frame.f_globals.get("__name__")).startswith("synaptome."):
+        level, frame = level + 1, frame.f_back
+    return level

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,9 @@ from synaptome.synapses.sparse import Edges
 from synaptome.synapses.sparse_weight import SparseWeight
 from synaptome.synapses.sparsity import check_dense_above
 from synaptome.topology.initial import initial_graph
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
 
 GEOMETRY = (
     "in_channels",
@@ -57,8 +60,8 @@ class SparseConv2d(SparseWeight):
             over the sides of the kernels, as Evci et al. 2020 extend equation 2 of Mocanu et al. 2018.
         nnz: the number of connections, from 0 to `out_features * in_features`.
         fan_in: the number of connections of every output channel, from 0 to `in_features`.
-        edges: output channels and columns of the connections, two integer tensors `[nnz]` (or one `[2, nnz]`), in any
-            order.
+        edges: output channels and columns of the connections, two lists of integers `[nnz]` (or one `[2, nnz]`), in
+            any order, as tensors, arrays or Python's.
 
     And:
 
@@ -244,6 +247,10 @@ class SparseConv2d(SparseWeight):
         self.check_prunable(nnz)
         parts = sparse_conversion.of_largest(self, self.bias, nnz)
         return self._of(self, parts.row, parts.col, parts.values, self.dense_above)
+
+    def to_scipy(self) -> csr_array:
+        """A copy of the weights as `scipy.sparse.csr_array` `[out_features, in_features]`; values of 0 stay in it."""
+        return sparse_conversion.to_scipy(self)
 
     def extra_repr(self) -> str:
         """What `print(module)` says of it."""

@@ -38,7 +38,7 @@ def of_dense(layer: nn.Linear | nn.Conv2d, mask: Tensor | None) -> Parts:
     Kernels `[out, in, height, width]` are a matrix `[out, in * height * width]`.
     """
     weight = layer.weight.detach()
-    mask = weight != 0 if mask is None else mask
+    mask = weight != 0 if mask is None else torch.as_tensor(mask)
     if mask.shape != weight.shape or mask.dtype != torch.bool:
         raise ConfigurationError(
             f"mask is bool {list(weight.shape)}, as the weight; given {mask.dtype} {list(mask.shape)}"
@@ -49,21 +49,30 @@ def of_dense(layer: nn.Linear | nn.Conv2d, mask: Tensor | None) -> Parts:
     return Parts(matrix.shape[1], matrix.shape[0], row, col, values, layer.bias)
 
 
-def of_scipy(matrix: Any, bias: Tensor | None, device: torch.device | str | None, dtype: torch.dtype | None) -> Parts:
+def of_scipy(matrix: Any, bias: Any, device: torch.device | str | None, dtype: torch.dtype | None) -> Parts:
     """The entries of a SciPy sparse array or matrix; see `SparseLinear.from_scipy`."""
     from scipy.sparse import coo_array
 
     entries = coo_array(matrix, copy=True)
+    if len(entries.shape) != 2:
+        raise ConfigurationError(f"a matrix is [out_features, in_features]; given {list(entries.shape)}")
     entries.sum_duplicates()
     out_features, in_features = entries.shape
     row, col = (torch.from_numpy(index).long() for index in (entries.row, entries.col))
     order = (row * in_features + col).argsort()
     dtype = dtype or torch.get_default_dtype()
     values = torch.as_tensor(entries.data)[order].to(device, dtype)
-    if bias is not None and bias.shape != (out_features,):
-        raise ConfigurationError(f"bias is [{out_features}], one for each row; given {list(bias.shape)}")
-    own = None if bias is None else bias.detach().clone().to(device, dtype)
+    own = None if bias is None else _numbers("bias", bias).detach().clone().to(device, dtype)
+    if own is not None and own.shape != (out_features,):
+        raise ConfigurationError(f"bias is [{out_features}], one for each row; given {list(own.shape)}")
     return Parts(in_features, out_features, row[order], col[order], values, own)
+
+
+def _numbers(what: str, given: Any) -> Tensor:
+    try:
+        return torch.as_tensor(given)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ConfigurationError(f"{what} is a tensor, an array or a list of numbers; given {given!r}") from error
 
 
 def of_largest(weight: SparseWeight, bias: Tensor | None, nnz: int) -> Parts:

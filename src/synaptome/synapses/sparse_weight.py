@@ -12,6 +12,7 @@ from synaptome.errors import ConfigurationError
 from synaptome.kernels.graph import merged, rearranged
 from synaptome.kernels.sparse_product import Structure, compressed, row_indices, structure_of
 from synaptome.topology.compressed import what_is_wrong
+from synaptome.topology.layers import label
 
 
 class SparseWeight(nn.Module):
@@ -19,7 +20,8 @@ class SparseWeight(nn.Module):
 
     As a matrix the weight is `[out_features, in_features]`. The Parameter `values` `[nnz]` is in the order of
     (output, input). The buffers `crow` `[out_features + 1]` and `col` `[nnz]` hold the graph in compressed sparse rows
-    and travel with `state_dict`; the other parts of a `Structure` are derived from them.
+    and travel with `state_dict`, beside the `shape` of the weight; the other parts of a `Structure` are derived from
+    them.
 
     Values and bias are drawn uniformly from `(-b, b)` with `b = sqrt(out_features / nnz)`: as those of a dense layer,
     with the mean number of connections of an output in place of `in_features`. `draw_normal` chooses another
@@ -52,7 +54,12 @@ class SparseWeight(nn.Module):
         largest = max(len(col), self.in_features, self.out_features)
         index = torch.int32 if largest < 2**31 else torch.int64
         device = self.values.device
-        structure = structure_of(crow.to(device, index), col.to(device, index), self.in_features)
+        crow, col = crow.to(device, index), col.to(device, index)
+        if device.type == "meta":  # tensors without numbers: those of the graph come with a state
+            by_columns = (col.new_empty(self.in_features + 1), torch.empty_like(col), torch.empty_like(col))
+            structure = Structure(crow, col, *by_columns)
+        else:
+            structure = structure_of(crow, col, self.in_features)
         for name, tensor in structure._asdict().items():
             setattr(self, name, tensor)
 
@@ -182,17 +189,49 @@ class SparseWeight(nn.Module):
                 f"a sparse layer of {self.nnz} connections cannot keep {nnz} of them; for more, make it dense first"
             )
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        """Add the shape, by which a graph is known that fits into a layer of another."""
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[prefix + "shape"] = torch.tensor(self.weight_shape, device="cpu")
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
         """Check the graph that comes with a state, and take it with its numbers."""
         parts: tuple[Any, ...] = tuple(state_dict.get(prefix + name) for name in ("crow", "col", "values"))
         crow, col, values = parts
         if crow is not None or col is not None:
+            name = label(prefix[:-1]) if prefix else "this layer"
+            self._check_shape(name, state_dict.get(prefix + "shape"), crow)
             wrong = what_is_wrong(crow, col, values, self.out_features, self.in_features)
             if wrong:
-                name = prefix.rstrip(".") or "this layer"
                 raise ConfigurationError(f"the connections of {name} are corrupt: {wrong}")
             if len(col) != self.nnz:
                 self._give_values(self.values.new_empty(len(col)))
                 self.col = self.col.new_empty(len(col))
-        super()._load_from_state_dict(state_dict, prefix, *rest)
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+        if prefix + "shape" in unexpected_keys:  # which it is to torch: it is no buffer
+            unexpected_keys.remove(prefix + "shape")
         self._connect(self.crow, self.col)
+
+    def _check_shape(self, name: str, shape: Any, crow: Any) -> None:
+        """Refuse the state of a layer of another shape; a state of old knows the number of outputs only."""
+        if isinstance(shape, Tensor) and shape.tolist() != list(self.weight_shape):
+            raise ConfigurationError(
+                f"the state for {name} is that of a weight {shape.tolist()}, and its own is {list(self.weight_shape)}; "
+                f"load it into a layer of the same shape"
+            )
+        if shape is None and isinstance(crow, Tensor) and crow.dim() == 1 and 0 < len(crow) != self.out_features + 1:
+            raise ConfigurationError(
+                f"the state for {name} is that of a layer of {len(crow) - 1} outputs, and it has {self.out_features}; "
+                f"load it into a layer of the same shape"
+            )

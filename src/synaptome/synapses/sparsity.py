@@ -10,7 +10,9 @@ from typing import ClassVar
 from synaptome.errors import ConfigurationError, unknown
 from synaptome.synapses.wiring import Axis, Kind
 from synaptome.topology import graphs
-from synaptome.topology.densities import epsilon_densities, erk_densities, uniform_densities
+from synaptome.topology.densities import at_least, epsilon_densities, erk_densities, uniform_densities
+from synaptome.topology.layers import label
+from synaptome.topology.ranges import is_real
 
 DISTRIBUTIONS = {"uniform": uniform_densities, "erk": erk_densities}
 STARTS = ("magnitude", "random")
@@ -69,24 +71,43 @@ class Sparse(Kind):
             )
         check_dense_above(self.dense_above)
 
-    def counts(self, shapes: Sequence[Sequence[int]]) -> list[int]:
+    def counts(self, shapes: Sequence[Sequence[int]], names: Sequence[str] | None = None) -> list[int]:
         """How many connections each layer has.
 
         Args:
             shapes: of the layers' weights, `(out, in)` or `(out, in, *kernel)`.
+            names: of the layers, for errors; by default none.
 
         Raises:
-            ConfigurationError: there is no layer, or a shape is not one of a weight.
+            ConfigurationError: there is no layer, a shape is not one of a weight, or a layer would have no connection.
         """
         if self.density is not None:
             densities = DISTRIBUTIONS[self.distribution](shapes, self.density)
         else:
             assert self.epsilon is not None  # exactly one of them is given
             densities = epsilon_densities(shapes, self.epsilon)
-        return [round(density * math.prod(shape)) for density, shape in zip(densities, shapes, strict=True)]
+        counts = [round(density * math.prod(shape)) for density, shape in zip(densities, shapes, strict=True)]
+        if 0 in counts:
+            index = counts.index(0)
+            which = f"{label(names[index])} {list(shapes[index])}" if names else f"a layer {list(shapes[index])}"
+            size, given = ("density", self.density) if self.density is not None else ("epsilon", self.epsilon)
+            raise ConfigurationError(
+                f"{size} {given:g} leaves {which} without any connection; take {size} at least "
+                f"{at_least(self._least(shapes))}, or leave that layer as it is"
+            )
+        return counts
+
+    def _least(self, shapes: Sequence[Sequence[int]]) -> float:
+        """A density, or epsilon, with which every layer has a connection."""
+        if self.density is None:
+            return 1 / min(map(sum, shapes))
+        # The share of the layer with the least weight is 1 then; what full layers cannot take only adds to it.
+        sizes = [math.prod(shape) for shape in shapes]
+        weights = sizes if self.distribution == "uniform" else [sum(shape) for shape in shapes]
+        return math.ceil(sum(weights) / min(weights)) / sum(sizes)
 
 
 def check_dense_above(dense_above: float | None) -> None:
     """Refuse a threshold that is no density: a ConfigurationError."""
-    if dense_above is not None and not 0 <= dense_above <= 1:  # also refuses NaN
-        raise ConfigurationError(f"dense_above is a density in [0, 1], or None for never; given {dense_above}")
+    if dense_above is not None and not (is_real(dense_above) and 0 <= dense_above <= 1):  # also refuses NaN
+        raise ConfigurationError(f"dense_above is a density in [0, 1], or None for never; given {dense_above!r}")

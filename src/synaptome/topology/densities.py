@@ -83,7 +83,8 @@ def apportion(total: int, weights: Sequence[float], most: Sequence[int]) -> list
     open_parts = [i for i in range(len(weights)) if most[i] > 0]
     while total > 0:
         weighted = [i for i in open_parts if weights[i] > 0] or open_parts
-        share = {i: weights[i] if weights[i] > 0 else 1.0 for i in weighted}
+        largest = max(weights[i] for i in weighted) or 1.0  # so that no quotient by the sum leaves the range of floats
+        share = {i: weights[i] / largest if weights[i] > 0 else 1.0 for i in weighted}
         scale = total / math.fsum(share.values())
         full = [i for i in weighted if share[i] * scale >= most[i]]
         if not full:
@@ -99,6 +100,12 @@ def apportion(total: int, weights: Sequence[float], most: Sequence[int]) -> list
             total -= parts[i]
         open_parts = [i for i in open_parts if i not in full]
     return parts
+
+
+def at_least(bound: float) -> str:
+    """A positive number in words, rounded up to three digits, so that whoever takes it is not below the bound."""
+    digit = 10.0 ** (math.floor(math.log10(bound)) - 2)
+    return f"{math.ceil(bound / digit - 1e-9) * digit:.3g}"
 
 
 def _sizes(shapes: Sequence[Sequence[int]]) -> list[int]:

@@ -42,7 +42,8 @@ def taylor(values: Tensor, gradient: Tensor | None, fraction: float, most: int) 
     """
     if gradient is None:
         raise ConfigurationError(
-            "drop='taylor' needs the gradient of the last step; call step() before the gradients are set to None"
+            "drop='taylor' needs the gradient of the last optimizer step, and a layer has none; call step() after "
+            "backward() and the optimizer's step, and before zero_grad()"
         )
     return smallest((values * gradient).abs(), min(round(fraction * len(values)), most))
 

@@ -9,17 +9,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from synaptome.errors import ConfigurationError, NumericError, unknown
+from synaptome.errors import ConfigurationError, NumericError
 from synaptome.kernels.graph import union
 from synaptome.topology import grow as growth
 from synaptome.topology import optimizer_state
 from synaptome.topology.densities import apportion
 from synaptome.topology.drop import DROPS
 from synaptome.topology.gradients import Capture, gradient_blocks
-from synaptome.topology.layers import SparseLayer, occupied, places_of, sparse_layers
+from synaptome.topology.layers import SparseLayer, holders, label, layers_to_evolve, occupied, places_of, replace
 from synaptome.topology.schedule import SCHEDULES
+from synaptome.topology.settings import Settings, differences
 
-GROWS = ("random", "random-unfired", "gradient", "momentum")
 MOMENTUM_LEFT_OUT = 0.1  # of the weight of the running mean by which connections grow, unless told otherwise
 
 
@@ -50,12 +50,18 @@ class Evolution:
     layer or, when redistributed, in the model. Of equal candidates the first in the order of (row, col) is taken.
 
     Values and optimizer state of the connections that stay are untouched; new ones have the state of a new parameter.
+    An evolution belongs to the values that the model's sparse layers hold when it is made, without those of layers that
+    are frozen then (`requires_grad` False). A layer that takes the place of another and holds the very same values goes
+    on evolving, as under `rewire(model, Failing(...))`. When values leave the model, as under `rewire` with `Dense` or
+    `Sparse`, the next change is refused: make a new optimizer and a new evolution. So does a copy of the model need.
+
     Under `DistributedDataParallel` give the wrapped model, and every process the same seed: all then make the same
     choices, by the gradients of all. Growing by gradient takes memory for the activations of `accumulate` steps and a
     block of the gradient, and time for the dense gradient.
 
     Args:
-        model: any module with sparse layers, such as `synaptome.SparseLinear`.
+        model: any module with sparse layers, such as `synaptome.SparseLinear`; see
+            `synaptome.topology.layers.SparseLayer` for what is asked of others.
         optimizer: of `torch.optim`, with the model's parameters; not LBFGS nor SparseAdam, whose state cannot follow.
         drop: see above.
         grow: see above.
@@ -74,8 +80,8 @@ class Evolution:
         seed: of all random choices, from 0 to 2**63 - 1.
 
     Raises:
-        ConfigurationError: a name is unknown, a number is out of range, the model has no sparse layer, or the optimizer
-            cannot serve it.
+        ConfigurationError: a name is unknown, a number is out of range, the model has no sparse layer or only frozen
+            ones, a layer lacks what is asked of it, or the optimizer cannot serve it.
     """
 
     def __init__(
@@ -95,44 +101,37 @@ class Evolution:
         track_visited: bool = False,
         seed: int = 0,
     ) -> None:
-        for what, name, allowed in (
-            ("drop rule", drop, tuple(DROPS)),
-            ("growth rule", grow, GROWS),
-            ("schedule", schedule, tuple(SCHEDULES)),
-            ("redistribution", redistribute, (None, "momentum")),
-        ):
-            if name not in allowed:
-                raise unknown(what, name, allowed)
-        if not 0 < fraction <= 1:  # also refuses NaN
-            raise ConfigurationError(f"fraction is a share of the connections in (0, 1]; given {fraction}")
-        for what, number in (("every", every), ("until", until), ("accumulate", accumulate)):
-            if number is not None and number < 1:
-                raise ConfigurationError(f"{what} is a whole number of at least 1; given {number}")
-        if schedule != "constant" and until is None:
-            raise ConfigurationError(f"schedule={schedule!r} falls over the steps up to `until`; give until=...")
-        if initial != "distribution" and not (isinstance(initial, int | float) and math.isfinite(initial)):
-            raise ConfigurationError(f"initial is a finite number or 'distribution'; given {initial!r}")
-        if not 0 <= seed < 2**63:
-            raise ConfigurationError(f"seed is a whole number from 0 to 2**63 - 1; given {seed}")
-        self._layers = sparse_layers(model)
-        if not self._layers:
-            raise ConfigurationError(
-                "the model has no layer whose connections can change; give it sparse ones, such as SparseLinear"
-            )
+        self._settings = Settings(
+            drop=drop,
+            grow=grow,
+            fraction=fraction,
+            every=every,
+            until=until,
+            schedule=schedule,
+            accumulate=accumulate,
+            redistribute=redistribute,
+            initial=initial,
+            track_visited=track_visited,
+            seed=seed,
+        )
+        needed = ("in_features", "out_features", "row_of", "col")
+        self._model = model
+        self._layers = layers_to_evolve(model, needed + (("initial_values",) if initial == "distribution" else ()))
+        self._held = {name: layer.values for name, layer in self._layers.items()}
         self._group = model.process_group if isinstance(model, DistributedDataParallel) else None
         if redistribute is not None and isinstance(model, DistributedDataParallel):
             raise ConfigurationError(
                 "DistributedDataParallel needs parameters of a fixed size; leave redistribute at None under it"
             )
         self._optimizer = optimizer
-        optimizer_state.check(optimizer, self._values())
+        optimizer_state.check(optimizer, self._held)
         self._drop, self._grow = DROPS[drop], grow
         self._fraction, self._every, self._until, self._schedule = fraction, every, until, SCHEDULES[schedule]
         self._redistribute, self._initial = redistribute, initial
         self._accumulate = accumulate or 1
         self._decay = dict.fromkeys(self._layers, 1.0)
         if "momentum" in (grow, redistribute):
-            decay = {name: optimizer_state.momentum(optimizer, v)[0] for name, v in self._values().items()}
+            decay = {name: optimizer_state.momentum(optimizer, v)[0] for name, v in self._held.items()}
             if grow == "momentum":
                 self._decay = decay
                 longest = math.log(MOMENTUM_LEFT_OUT) / math.log(max(decay.values()))
@@ -153,7 +152,8 @@ class Evolution:
             How many connections were replaced.
 
         Raises:
-            ConfigurationError: the optimizer no longer serves the model, or there is no gradient to grow by.
+            ConfigurationError: values have left the model, the optimizer no longer serves it, or there is no gradient
+                to choose by.
             NumericError: a weight or a gradient is not finite. In both cases nothing was changed.
         """
         replaced = self._evolve(self._steps + 1) if self._due(self._steps + 1) else 0
@@ -162,19 +162,21 @@ class Evolution:
         return replaced
 
     def itop_rate(self) -> float:
-        """The share of all places of the model's sparse layers that are or were occupied (Liu et al. 2021: R_s).
+        """The share of all places of the layers that evolve that are or were occupied (Liu et al. 2021: R_s).
 
         Raises:
-            ConfigurationError: places are not remembered.
+            ConfigurationError: places are not remembered, or values have left the model.
         """
         if self._visited is None:
             raise ConfigurationError("visited places are not remembered; give track_visited=True")
+        self._look_up()
         visited = sum(len(union(self._visited[name], occupied(layer))) for name, layer in self._layers.items())
         return visited / sum(layer.out_features * layer.in_features for layer in self._layers.values())
 
     def state_dict(self) -> dict[str, Any]:
         """All that a resumed evolution needs beside the states of model and optimizer."""
         return {
+            "settings": self._settings.as_state(),
             "steps": self._steps,
             "generator": self._generator.get_state(),
             "visited": None if self._visited is None else dict(self._visited),
@@ -185,8 +187,10 @@ class Evolution:
         """Go back to a state, after model and optimizer went back to theirs: the coming steps are the same to the bit.
 
         Raises:
-            ConfigurationError: the state is of another model or another evolution, or corrupt; nothing was changed.
+            ConfigurationError: the state is of another model, of an evolution with other settings, or corrupt, or
+                values have left the model; nothing was changed.
         """
+        self._look_up()
         wrong = self._what_is_wrong(state)
         if wrong:
             raise ConfigurationError(f"the state of an evolution does not fit: {wrong}")
@@ -202,6 +206,14 @@ class Evolution:
                 [(x.to(device[name]), g.to(device[name])) for x, g in uses] for uses in steps
             )
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._settings}, layers={list(self._held)})"
+
+    def _look_up(self) -> None:
+        """Go over to the layers in which the values are now."""
+        self._layers = holders(self._model, self._held)
+        self._capture.follow(cast(dict[str, nn.Module], self._layers))
+
     def _due(self, step: int) -> bool:
         return step % self._every == 0 and (self._until is None or step < self._until)
 
@@ -213,20 +225,18 @@ class Evolution:
         # Each call to come follows at least one step of the optimizer.
         self._capture.watch(self._accumulate - (due - self._steps) if self._due(due) else -1)
 
-    def _values(self) -> dict[str, nn.Parameter]:
-        return {name: layer.values for name, layer in self._layers.items()}
-
     def _evolve(self, step: int) -> int:
         # Whatever can be refused is refused before the first random number and the first change.
-        optimizer_state.check(self._optimizer, self._values())
-        for name, values in self._values().items():
+        self._look_up()
+        optimizer_state.check(self._optimizer, self._held)
+        for name, values in self._held.items():
             if not _finite(values):
-                raise NumericError(f"a weight of {name} is not finite; no connection was changed")
+                raise NumericError(f"a weight of {label(name)} is not finite; no connection was changed")
         fraction = self._fraction * self._schedule(0.0 if self._until is None else step / self._until)
         before = {name: occupied(layer) for name, layer in self._layers.items()}
         room = {name: places_of(layer) - len(before[name]) for name, layer in self._layers.items()}
         dropped = {}
-        for name, values in self._values().items():
+        for name, values in self._held.items():
             allowed = min(fraction, room[name] / max(len(values), 1))
             dropped[name] = self._drop(values.detach(), values.grad, allowed, room[name])
         counts = self._share_out({name: int(mask.count_nonzero()) for name, mask in dropped.items()}, room)
@@ -236,7 +246,7 @@ class Evolution:
         for name, layer in self._layers.items():
             row = grown[name] // layer.in_features
             fresh = self._fresh(layer, row)
-            source = layer.replace(dropped[name], row, grown[name] - row * layer.in_features, fresh)
+            source = replace(name, layer, dropped[name], row, grown[name] - row * layer.in_features, fresh)
             optimizer_state.follow(self._optimizer, layer.values, source)
             if self._visited is not None:
                 self._visited[name] = union(self._visited[name], grown[name])
@@ -247,12 +257,12 @@ class Evolution:
         if self._redistribute is None:
             return dropped
         weights = []
-        for name, values in self._values().items():
+        for name, values in self._held.items():
             mean = optimizer_state.momentum(self._optimizer, values)[1]
             if mean is None:
                 raise ConfigurationError(
-                    f"the optimizer has no momentum of {name} yet by which connections are shared; call step() after "
-                    f"the optimizer's step"
+                    f"the optimizer has no momentum of {label(name)} yet by which connections are shared; call step() "
+                    f"after the optimizer's step"
                 )
             weights.append(float(mean.abs().mean()) if len(mean) else 0.0)
         shares = apportion(sum(dropped.values()), weights, [room[name] for name in dropped])
@@ -281,8 +291,13 @@ class Evolution:
 
     def _what_is_wrong(self, state: dict[str, Any]) -> str | None:
         """What keeps a state from being loaded, in words; None if nothing does."""
-        if set(state) != {"steps", "generator", "visited", "seen"}:
-            return f"it has the keys {', '.join(map(str, state))} instead of steps, generator, visited, seen"
+        keys = ("settings", "steps", "generator", "visited", "seen")
+        # Once there were states without settings.
+        if set(state) | {"settings"} != set(keys):
+            return f"it has the keys {', '.join(map(str, state))} instead of {', '.join(keys)}"
+        different = differences(state["settings"], self._settings) if "settings" in state else None
+        if different:
+            return different
         if not isinstance(state["steps"], int) or state["steps"] < 0:
             return f"its number of steps is {state['steps']!r}"
         size, kind = self._generator.get_state().shape, torch.uint8
@@ -293,15 +308,16 @@ class Evolution:
             return f"its generator is not a tensor of {size[0]} bytes"
         for key in ("seen", "visited") if self._visited is not None else ("seen",):
             if not isinstance(state[key], dict) or set(state[key]) != set(self._layers):
-                return f"its {key} is not of the layers {', '.join(self._layers)}"
+                return f"its {key} is not of {', '.join(map(label, self._layers))}"
         if self._visited is not None:
             for name, layer in self._layers.items():
                 visited = state["visited"][name]
                 if visited.dtype != torch.int64 or visited.dim() != 1:
-                    return f"its visited places of {name} are {visited.dtype} {list(visited.shape)}, not int64 [places]"
+                    given = f"{visited.dtype} {list(visited.shape)}"
+                    return f"its visited places of {label(name)} are {given}, not int64 [places]"
                 inside = bool(((visited >= 0) & (visited < places_of(layer))).all())
                 if not inside or not bool((visited[1:] > visited[:-1]).all()):
-                    return f"its visited places of {name} are not ascending numbers below {places_of(layer)}"
+                    return f"its visited places of {label(name)} are not ascending numbers below {places_of(layer)}"
         return None
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn, optim
 from torch.utils.hooks import RemovableHandle
 
 from synaptome.errors import ConfigurationError
+from synaptome.topology.layers import label
 
 BLOCK = 2**20  # elements of the gradient held at once, or a row if that is more
 
@@ -28,18 +29,19 @@ class Capture:
     Nothing is captured before `watch`.
 
     Args:
-        layers: by name. They take `[..., in]` to `[..., out]`, or have a method `weight_gradient(x, gradient)`, which
-            makes `[out, in]` of an input and the gradient of its output.
+        layers: by name, with a Parameter `values`. They take `[..., in]` to `[..., out]`, or have a method
+            `weight_gradient(x, gradient)`, which makes `[out, in]` of an input and the gradient of its output.
         optimizer: one whose steps end a batch.
         steps: how many to keep, at least 1.
     """
 
     def __init__(self, layers: dict[str, nn.Module], optimizer: optim.Optimizer, steps: int) -> None:
         self._layers = layers
+        self._hooks = {name: self._forward_hook(name, layer.values) for name, layer in layers.items()}
         self._optimizer = optimizer
         self.seen: dict[str, deque[Uses]] = {name: deque(maxlen=steps) for name in layers}
         self._current: dict[str, Uses] = {name: [] for name in layers}
-        self._handles: list[RemovableHandle] = []
+        self._end: RemovableHandle | None = None  # of the optimizer's hook, while something is captured
 
     def watch(self, still_needed: int) -> None:
         """Keep the newest `still_needed` steps of those that were seen, and capture from now on; stop if negative."""
@@ -47,20 +49,40 @@ class Capture:
             while len(uses) > max(still_needed, 0):
                 uses.popleft()
             self._current[name] = []
-        if still_needed < 0:
-            for handle in self._handles:
-                handle.remove()
-            self._handles = []
-        elif not self._handles:
-            self._handles = [
-                layer.register_forward_hook(self._forward_hook(name), with_kwargs=True)
-                for name, layer in self._layers.items()
-            ]
-            self._handles.append(self._optimizer.register_step_post_hook(self._end_of_step))
+        if still_needed < 0 and self._end is not None:
+            self._unhook()
+            self._end.remove()
+            self._end = None
+        elif still_needed >= 0 and self._end is None:
+            self._hook()
+            self._end = self._optimizer.register_step_post_hook(self._end_of_step)
 
-    def _forward_hook(self, name: str) -> Callable[..., None]:
+    def follow(self, layers: dict[str, nn.Module]) -> None:
+        """Go over to the layers that hold the same values now."""
+        if all(layers[name] is layer for name, layer in self._layers.items()):
+            return
+        if self._end is not None:
+            self._unhook()
+        self._layers = layers
+        if self._end is not None:
+            self._hook()
+
+    def _hook(self) -> None:
+        self._unhook()  # a layer may have been given the hooks of the one before it
+        for name, layer in self._layers.items():
+            layer.register_forward_hook(self._hooks[name], with_kwargs=True)
+
+    def _unhook(self) -> None:
+        # Not by handles, which belong to the layer that the hook was registered for, and know nothing of copies.
+        for name, layer in self._layers.items():
+            for key in [key for key, hook in layer._forward_hooks.items() if hook is self._hooks[name]]:
+                del layer._forward_hooks[key]
+                layer._forward_hooks_with_kwargs.pop(key, None)
+
+    def _forward_hook(self, name: str, values: Any) -> Callable[..., None]:
         def after_forward(layer: nn.Module, args: Any, kwargs: dict[str, Any], output: Tensor) -> None:
-            if not output.requires_grad:
+            # Hooks are copied with a layer, be it to a successor with the same values or to a copy of the model.
+            if not output.requires_grad or getattr(layer, "values", None) is not values:
                 return
             inputs = (args[0] if args else next(iter(kwargs.values()))).detach()
 
@@ -111,8 +133,8 @@ def gradient_blocks(
     """
     if not steps:
         raise ConfigurationError(
-            f"there is no gradient of {name} to grow connections by; call step() after the optimizer's step, on a "
-            f"model that calls this layer (a compiled one runs no hooks)"
+            f"there is no gradient of {label(name)} to grow connections by; call step() after the optimizer's step, "
+            f"on a model that calls this layer (a compiled one runs no hooks)"
         )
     out_features, in_features = shape
     rows = max(1, BLOCK // in_features)

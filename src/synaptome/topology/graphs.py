@@ -16,6 +16,7 @@ from torch import Tensor
 
 from synaptome.errors import ConfigurationError, unknown
 from synaptome.kernels.graph import ascending, empty_places, union
+from synaptome.topology.ranges import is_real, is_whole
 from synaptome.topology.sampling import distinct
 
 Graph = tuple[Tensor, Tensor]
@@ -85,8 +86,8 @@ def fixed_fan_in(out_features: int, in_features: int, fan_in: int, generator: to
         ConfigurationError: a number is out of range.
     """
     count_places(out_features, in_features)
-    if not 0 <= fan_in <= in_features:
-        raise ConfigurationError(f"fan_in is a whole number from 0 to in_features = {in_features}; given {fan_in}")
+    if not (is_whole(fan_in) and 0 <= fan_in <= in_features):
+        raise ConfigurationError(f"fan_in is a whole number from 0 to in_features = {in_features}; given {fan_in!r}")
     sizes = torch.full((out_features,), in_features)
     return _unravel(distinct(sizes, torch.full_like(sizes, fan_in), generator), in_features)
 
@@ -151,14 +152,15 @@ def from_edges(out_features: int, in_features: int, row: Tensor, col: Tensor) ->
         raise ConfigurationError(
             f"edges are two lists of the same length, outputs and inputs; given {list(row.shape)} and {list(col.shape)}"
         )
-    for name, index, size in (("output", row, out_features), ("input", col, in_features)):
+    for name, index in (("output", row), ("input", col)):
         if index.is_floating_point() or index.is_complex() or index.dtype == torch.bool:
             raise ConfigurationError(f"the {name}s of edges are integers; given {index.dtype}")
+    row, col = (index.to("cpu", torch.int64) for index in (row, col))
+    for name, index, size in (("output", row, out_features), ("input", col, in_features)):
         wrong = ((index < 0) | (index >= size)).nonzero().view(-1)
         if len(wrong):
             raise ConfigurationError(f"edge {wrong[0]} has {name} {index[wrong[0]]}; {name}s go from 0 to {size - 1}")
-    places = row.to("cpu", torch.int64) * in_features + col.to("cpu", torch.int64)
-    places = ascending(places, out_features * in_features)
+    places = ascending(row * in_features + col, out_features * in_features)
     twice = (places[1:] == places[:-1]).nonzero().view(-1)
     if len(twice):
         o, i = divmod(int(places[twice[0]]), in_features)
@@ -168,9 +170,9 @@ def from_edges(out_features: int, in_features: int, row: Tensor, col: Tensor) ->
 
 def count_places(out_features: int, in_features: int) -> int:
     """`out_features * in_features`, or a ConfigurationError if one of them is below 1 or the product above 2**53."""
-    if out_features < 1 or in_features < 1:
+    if not (is_whole(out_features) and is_whole(in_features) and out_features >= 1 and in_features >= 1):
         raise ConfigurationError(
-            f"in_features and out_features are whole numbers of at least 1; given {in_features} and {out_features}"
+            f"in_features and out_features are whole numbers of at least 1; given {in_features!r} and {out_features!r}"
         )
     if out_features * in_features > MOST_PLACES:
         raise ConfigurationError(
@@ -212,21 +214,21 @@ def nnz_of_epsilon(shape: Sequence[int], epsilon: float) -> int:
 
 def check_density(density: float) -> None:
     """Refuse a density outside (0, 1]: a ConfigurationError."""
-    if not 0 < density <= 1:  # also refuses NaN
-        raise ConfigurationError(f"density is a share of all places in (0, 1]; given {density}")
+    if not (is_real(density) and 0 < density <= 1):  # also refuses NaN
+        raise ConfigurationError(f"density is a share of all places in (0, 1]; given {density!r}")
 
 
 def check_epsilon(epsilon: float) -> None:
     """Refuse an epsilon that is not positive, or infinite: a ConfigurationError."""
-    if not (epsilon > 0 and math.isfinite(epsilon)):
-        raise ConfigurationError(f"epsilon is a positive number; given {epsilon}")
+    if not (is_real(epsilon) and epsilon > 0 and math.isfinite(epsilon)):
+        raise ConfigurationError(f"epsilon is a positive number; given {epsilon!r}")
 
 
 def _check_connections(nnz: int, out_features: int, in_features: int) -> None:
     places = out_features * in_features
-    if not 0 <= nnz <= places:
+    if not (is_whole(nnz) and 0 <= nnz <= places):
         raise ConfigurationError(
-            f"nnz is a number of connections from 0 to out_features * in_features = {places}; given {nnz}"
+            f"nnz is a whole number of connections from 0 to out_features * in_features = {places}; given {nnz!r}"
         )
 
 

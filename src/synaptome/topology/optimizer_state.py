@@ -14,6 +14,7 @@ from torch import Tensor, nn, optim
 
 from synaptome.errors import ConfigurationError
 from synaptome.kernels.graph import rearranged
+from synaptome.topology.layers import label
 
 # A state's first value, from the options of its parameter group and the values of the new connections `[m]`.
 Fresh = Callable[[dict[str, Any], Tensor], Any]
@@ -62,16 +63,16 @@ def check(optimizer: optim.Optimizer, layers: dict[str, nn.Parameter]) -> None:
     missing = [name for name, values in layers.items() if group_of(optimizer, values) is None]
     if missing:
         raise ConfigurationError(
-            f"the optimizer does not hold the values of {', '.join(missing)}; make it from the parameters of the model "
-            f"as it is now"
+            f"the optimizer does not hold the values of {', '.join(map(label, missing))}; make it from the "
+            f"parameters of the model as it is now"
         )
     for name, values in layers.items():
         for key, state in optimizer.state.get(values, {}).items():
             if isinstance(state, Tensor) and state.dim() > 0 and (state.shape != values.shape or key not in known):
                 raise ConfigurationError(
                     f"{type(optimizer).__name__} keeps a state {key!r} of shape {list(state.shape)} for the values of "
-                    f"{name}, {list(values.shape)}, which cannot follow connections; it may follow if it is known: "
-                    f"{', '.join(known)}"
+                    f"{label(name)}, {list(values.shape)}, which cannot follow connections; it may follow if it is "
+                    f"known: {', '.join(known)}"
                 )
 
 

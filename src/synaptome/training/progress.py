@@ -126,7 +126,8 @@ def describe(row: dict[str, float]) -> str:
         if key.endswith("/accuracy"):
             parts.append(f"{key} {100 * value:.2f} %")
         elif "/" in key:
-            parts.append(f"{key} {value:.4g}")
+            whole = isinstance(value, int) and not isinstance(value, bool)
+            parts.append(f"{key} {value:,}" if whole else f"{key} {value:.4g}")
     return ", ".join(parts)
 
 

@@ -55,7 +55,7 @@ class Trainer:
         data: on the device of the rule's model.
         epochs: passes over the training examples, at least 1.
         batch: examples a step, at least 1; an epoch's last batch may be smaller.
-        seed: of the order of the examples.
+        seed: of the order of the examples, and of what the data draws for each batch.
         evaluate: when rows are written; always before the first and after the last step.
         callbacks: what else happens; their numbers join the row of their step.
         recorders: what is measured of the model and streamed to the store, each under a name of its own.
@@ -202,7 +202,8 @@ class Trainer:
         if epoch != self._order_epoch:
             self._order = train.order(self.seed, epoch).to(train.inputs.device)
             self._order_epoch = epoch
-        batch = train[self._order[position * self.batch : (position + 1) * self.batch]]
+        index = self._order[position * self.batch : (position + 1) * self.batch]
+        batch = train.training_batch(index, self.seed, self.step)
         try:
             metrics = self.rule.step(batch)
         except NumericError as error:

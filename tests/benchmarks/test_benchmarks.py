@@ -238,7 +238,7 @@ def test_trainer_epochs_quick_says_when_its_examples_are_synthetic(tmp_path):
                 ("sparse_crossover", ["sparse", "dense"], [f"width {width}" for width in (16, 16, 32, 32)]),
                 ("sparse_evolution", ["cpu", "reference", "training"], ["set/random", "magnitude/gradient"]),
                 ("sparse_scale", ["step", "change", "build"], ["20-3000-3000-3000-10"]),
-                ("sparse_step", ["sparse", "dense", "masked", "csr", "gather"], ["20-30-10"] * 4),
+                ("sparse_step", ["sparse", "dense", "masked", "csr", "gather"], ["20-30-10"] * 8),
             )
         ),
     ],

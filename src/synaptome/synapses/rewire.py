@@ -111,7 +111,25 @@ def rewire(model: nn.Module, wiring: Kind | Wiring, where: Where = "*") -> nn.Mo
             f"{learned} gates dense weights, and has no product with {sparse} yet; learn first, and then give what is "
             f"pruned to synaptome.to_sparse"
         )
-    kinds: tuple[Any, ...] = (*_FAILING, SparseWeight, LearnedWeight, *(_LEARNED if learned is not None else ()))
+    chosen = _chosen(model, wiring, where)
+    for name, module in chosen.items():
+        becomes_sparse = sparse is not None or (isinstance(module, SparseWeight) and wiring.get(Dense) is None)
+        if becomes_sparse and wiring.get(Failing) is not None and not isinstance(module, (nn.Linear, SparseLinear)):
+            raise ConfigurationError(
+                f"{label(name)} is a {type(module).__name__}, and sparse convolutions that fail have no "
+                f"product yet; choose Sparse or Failing for it, make a sparse one dense with Dense() + Failing(...), "
+                f"or leave it out by naming layers with where"
+            )
+    connections = {} if sparse is None else _share(sparse, {module: name for name, module in chosen.items()})
+    _warn_untied(model, connections)
+    converted = {module: _convert(module, wiring, connections.get(module)) for module in chosen.values()}
+    return put(model, chosen, converted)
+
+
+def _chosen(model: nn.Module, wiring: Wiring, where: Where) -> dict[str, nn.Module]:
+    """The layers that `where` names, all of which can be converted."""
+    plain = {**_FAILING, **_LEARNED} if wiring.get(Learned) is not None else _FAILING
+    kinds: tuple[Any, ...] = (*plain, SparseWeight, LearnedWeight)
     layers = {name: m for name, m in model.named_modules(remove_duplicate=False) if isinstance(m, kinds)}
     served = _served(wiring)
     convertible = {name: m for name, m in layers.items() if type(m) in served}
@@ -138,17 +156,7 @@ def rewire(model: nn.Module, wiring: Kind | Wiring, where: Where = "*") -> nn.Mo
                 f"{label(name)} is a {type(module).__name__}, which {why} and cannot be rewired; convertible "
                 f"layers: {', '.join(convertible) or 'none'}"
             )
-        becomes_sparse = sparse is not None or (isinstance(module, SparseWeight) and wiring.get(Dense) is None)
-        if becomes_sparse and wiring.get(Failing) is not None and not isinstance(module, (nn.Linear, SparseLinear)):
-            raise ConfigurationError(
-                f"{label(name)} is a {type(module).__name__}, and sparse convolutions that fail have no "
-                f"product yet; choose Sparse or Failing for it, make a sparse one dense with Dense() + Failing(...), "
-                f"or leave it out by naming layers with where"
-            )
-    connections = {} if sparse is None else _share(sparse, {module: name for name, module in chosen.items()})
-    _warn_untied(model, connections)
-    converted = {module: _convert(module, wiring, connections.get(module)) for module in chosen.values()}
-    return put(model, chosen, converted)
+    return chosen
 
 
 def put(model: nn.Module, names: Mapping[str, nn.Module], successors: Mapping[nn.Module, nn.Module]) -> nn.Module:

@@ -8,6 +8,7 @@ layer = syn.LearnedLinear(784, 300, method="flip")           # frozen weights, l
 model = syn.rewire(model, syn.Failing(0.3), where="*.fc*")   # any model, in place
 """
 
+from synaptome.synapses.antisymmetric import Antisymmetric, AntisymmetricLinear
 from synaptome.synapses.failing import Failing, FailingLinear, Failures
 from synaptome.synapses.failing_conv import FailingConv2d
 from synaptome.synapses.failing_recurrent import FailingRNN, FailingRNNCell
@@ -27,6 +28,8 @@ from synaptome.topology.evolution import Evolution
 __version__ = "0.1.0"
 
 __all__ = [
+    "Antisymmetric",
+    "AntisymmetricLinear",
     "Dense",
     "Evolution",
     "Failing",

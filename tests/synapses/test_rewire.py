@@ -216,6 +216,8 @@ def test_what_can_be_rewired_depends_on_the_kind():
             syn.rewire(model, syn.Sparse(0.3))
     with pytest.raises(ConfigurationError, match=r"\(the model is a ReLU\); Linear, Conv2d and RNNCell can"):
         syn.rewire(nn.ReLU(), syn.Failing(0.3))
+    with pytest.raises(ConfigurationError, match=r"\(layer '0' is a Conv2d\); Linear can: the model has none"):
+        syn.rewire(nn.Sequential(nn.Conv2d(1, 1, 1)), syn.Antisymmetric())
 
 
 def test_a_tied_weight_that_comes_apart_is_told():

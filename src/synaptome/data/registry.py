@@ -17,6 +17,7 @@ from synaptome.data.idx import locate_idx, read_idx_set
 from synaptome.data.images import ImageSet, prepare
 from synaptome.data.linear import linear_regression
 from synaptome.data.locate import Found, SearchPath, given_folder, search_path
+from synaptome.data.planar import circle, ellipses, peaks, swiss_roll
 from synaptome.data.semantic import semantic_hierarchy
 from synaptome.errors import ConfigurationError, DataError, unknown
 
@@ -44,13 +45,19 @@ class Embedded:
 
 @dataclass(frozen=True)
 class Generated:
-    """Regression examples computed on the spot."""
+    """Examples computed on the spot."""
 
     about: str
     make: Callable[..., Dataset]
     options: tuple[str, ...]
     seeded: bool
     divisible: bool
+
+
+def _planar(about: str, make: Callable[..., Dataset]) -> Generated:
+    return Generated(
+        f"points of the plane: {about} (Haber & Ruthotto 2017)", make, ("train", "test"), seeded=True, divisible=True
+    )
 
 
 DATASETS: Mapping[str, Files | Embedded | Generated] = MappingProxyType(
@@ -87,6 +94,10 @@ DATASETS: Mapping[str, Files | Embedded | Generated] = MappingProxyType(
             seeded=False,
             divisible=False,
         ),
+        "ellipses": _planar("an ellipse in an elliptic ring, 2 classes", ellipses),
+        "swiss-roll": _planar("two arms wound around each other, 2 classes", swiss_roll),
+        "circle": _planar("a disc in a ring, 2 classes", circle),
+        "peaks": _planar("level sets of MATLAB's peaks function, 5 classes", peaks),
     }
 )
 
@@ -115,8 +126,8 @@ def load(
 ) -> Dataset:
     """The data set `name`, in memory and ready for training.
 
-    Image sets have float32 inputs `[n, C, H, W]` and int64 targets `[n]`; the regression tasks have float32 inputs
-    `[n, inputs]` and targets `[n, outputs]`.
+    Image sets have float32 inputs `[n, C, H, W]` and int64 targets `[n]`, points of the plane float32 inputs `[n, 2]`
+    and int64 targets `[n]`; the regression tasks have float32 inputs `[n, inputs]` and targets `[n, outputs]`.
 
     Args:
         name: a key of `DATASETS`.
@@ -125,10 +136,11 @@ def load(
             is never touched.
         seed: of the choice of the held-out examples, and of what is generated.
         normalise: for images: subtract each channel's mean and divide by its standard deviation, both taken over the
-            training examples that are left after holding out. Without it they stay in [0, 1]. The inputs of the
-            regression tasks are never rescaled: their covariance is part of the task.
+            training examples that are left after holding out. Without it they stay in [0, 1]. What is generated is
+            never rescaled: covariance and geometry are part of the task.
         options: what else the loader takes: `features`, `d`, `train`, `test`, `covariance` for "linear" (see
-            `linear_regression`), `covariance` for "semantic" (see `semantic_hierarchy`).
+            `linear_regression`), `covariance` for "semantic" (see `semantic_hierarchy`), `train` and `test` for points
+            of the plane (see `synaptome.data.planar`).
 
     Raises:
         ConfigurationError: an unknown name or option, or one out of range.

@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from synaptome.errors import ConfigurationError, unknown
+from synaptome.synapses.antisymmetric import Antisymmetric, AntisymmetricLinear
 from synaptome.synapses.failing import Failing, FailingLinear, Failures
 from synaptome.synapses.failing_conv import FailingConv2d
 from synaptome.synapses.failing_recurrent import FailingRNNCell
@@ -47,7 +48,7 @@ _LEARNED: dict[type[nn.Module], type[Any]] = {
 # What can become, or stay, sparse.
 _STORABLE = {*_SPARSE, *_SPARSE.values(), *(_FAILING[dense] for dense in _SPARSE), FailingSparseLinear}
 _STORED_SPARSELY = {*_SPARSE.values(), FailingSparseLinear}
-_KNOWN = {*_FAILING, *_DENSE, *_STORED_SPARSELY, *_LEARNED.values()}
+_KNOWN = {*_FAILING, *_DENSE, *_STORED_SPARSELY, *_LEARNED.values(), AntisymmetricLinear}
 
 # Everything else that a module carries and that must follow it to its successor.
 _HOOKS = (
@@ -84,6 +85,9 @@ def rewire(model: nn.Module, wiring: Kind | Wiring, where: Where = "*") -> nn.Mo
     `Learned` alone takes failures away, and `Dense` leaves the effective weights. `Learned` and `Sparse` have no
     product together; see `synaptome.to_sparse`.
 
+    `Antisymmetric` serves square `Linear` layers, with or without failures, which it takes away. Their very weights go
+    on as K; no other kind but `Dense` goes with it. Afterwards `Dense` leaves the effective weights, as new Parameters.
+
     Args:
         model: any module. If it is itself the layer to convert, use what is returned.
         wiring: a kind such as `Failing(0.3)` or `Sparse(0.05)`, or a sum of kinds on different axes, such as
@@ -96,8 +100,8 @@ def rewire(model: nn.Module, wiring: Kind | Wiring, where: Where = "*") -> nn.Mo
 
     Raises:
         ConfigurationError: what is given is no kind, no layer matches (the names that could have are listed), a named
-            layer cannot be converted or would be left without connections, or kinds have no product together. The
-            model is then as it was.
+            layer cannot be converted, would be left without connections or is not square where it has to be, or kinds
+            have no product together. The model is then as it was.
     """
     if not isinstance(wiring, Kind | Wiring):
         raise ConfigurationError(
@@ -105,13 +109,11 @@ def rewire(model: nn.Module, wiring: Kind | Wiring, where: Where = "*") -> nn.Mo
             f"{wiring!r}"
         )
     wiring = wiring if isinstance(wiring, Wiring) else Wiring((wiring,))
-    sparse, learned = wiring.get(Sparse), wiring.get(Learned)
-    if sparse is not None and learned is not None:
-        raise ConfigurationError(
-            f"{learned} gates dense weights, and has no product with {sparse} yet; learn first, and then give what is "
-            f"pruned to synaptome.to_sparse"
-        )
+    _check_kinds(wiring)
+    sparse = wiring.get(Sparse)
     chosen = _chosen(model, wiring, where)
+    if wiring.get(Antisymmetric) is not None:
+        _check_square(chosen)
     for name, module in chosen.items():
         becomes_sparse = sparse is not None or (isinstance(module, SparseWeight) and wiring.get(Dense) is None)
         if becomes_sparse and wiring.get(Failing) is not None and not isinstance(module, (nn.Linear, SparseLinear)):
@@ -124,6 +126,22 @@ def rewire(model: nn.Module, wiring: Kind | Wiring, where: Where = "*") -> nn.Mo
     _warn_untied(model, connections)
     converted = {module: _convert(module, wiring, connections.get(module)) for module in chosen.values()}
     return put(model, chosen, converted)
+
+
+def _check_kinds(wiring: Wiring) -> None:
+    """Refuse kinds that have no product together, whatever the layer."""
+    sparse, learned, antisymmetric = wiring.get(Sparse), wiring.get(Learned), wiring.get(Antisymmetric)
+    if sparse is not None and learned is not None:
+        raise ConfigurationError(
+            f"{learned} gates dense weights, and has no product with {sparse} yet; learn first, and then give what is "
+            f"pruned to synaptome.to_sparse"
+        )
+    others = [str(kind) for kind in wiring if not isinstance(kind, Antisymmetric | Dense)]
+    if antisymmetric is not None and others:
+        raise ConfigurationError(
+            f"{antisymmetric} ties plain dense weights, and has no product with {' and '.join(others)}; give it alone, "
+            f"and the other kind to other layers, which where can name"
+        )
 
 
 def _chosen(model: nn.Module, wiring: Wiring, where: Where) -> dict[str, nn.Module]:
@@ -159,6 +177,18 @@ def _chosen(model: nn.Module, wiring: Wiring, where: Where) -> dict[str, nn.Modu
     return chosen
 
 
+def _check_square(chosen: Mapping[str, Any]) -> None:
+    """Refuse layers that have no mirror images of their synapses."""
+    named = {name: (layer.in_features, layer.out_features) for name, layer in chosen.items()}
+    told = [f"{label(name)} has {i} inputs and {o} outputs" for name, (i, o) in named.items() if i != o]
+    if told:
+        square = [name for name, (i, o) in named.items() if i == o]
+        raise ConfigurationError(
+            f"antisymmetric synapses need as many outputs as inputs, and {', '.join(told)}; name square layers with "
+            f"where: {', '.join(square) or 'none of these is'}"
+        )
+
+
 def put(model: nn.Module, names: Mapping[str, nn.Module], successors: Mapping[nn.Module, nn.Module]) -> nn.Module:
     """Put the successors of layers, with all that hangs on these, into the places of a model that have these names.
 
@@ -180,20 +210,30 @@ def put(model: nn.Module, names: Mapping[str, nn.Module], successors: Mapping[nn
 def _served(wiring: Wiring) -> set[type[nn.Module]]:
     """The kinds of layer that can be converted."""
     failing, dense = wiring.get(Failing) is not None, wiring.get(Dense) is not None
+    if wiring.get(Antisymmetric) is not None:
+        made_plain = {SparseLinear, FailingSparseLinear, LearnedLinear} if dense else set()
+        return {nn.Linear, FailingLinear, AntisymmetricLinear, *made_plain}
     if wiring.get(Sparse) is not None:
         return _STORABLE
+    tied = {AntisymmetricLinear} if dense else set()
     plain = {kind for kind in _LEARNED if not failing or kind in _FAILING}
     learned = {_LEARNED[kind] for kind in plain}
     if wiring.get(Learned) is not None:
         failed = {_FAILING[kind] for kind in plain if kind in _FAILING}
-        return plain | learned | failed | (_STORED_SPARSELY if dense else set())
-    return _KNOWN - set(_LEARNED.values()) | learned
+        return plain | learned | failed | tied | (_STORED_SPARSELY if dense else set())
+    return _KNOWN - {AntisymmetricLinear, *_LEARNED.values()} | learned | tied
 
 
 def _why_not(module: nn.Module, wiring: Wiring) -> str:
     """What a layer that is not served does or lacks."""
     if type(module) not in _KNOWN and type(module) not in _LEARNED:
         return "uses its weight in its own way"
+    if wiring.get(Antisymmetric) is not None:
+        linear = isinstance(module, SparseLinear | LearnedLinear)
+        made = " while it is sparse or learned (Dense() + Antisymmetric(...) makes it dense)" if linear else ""
+        return f"has no antisymmetric form{made}"
+    if isinstance(module, AntisymmetricLinear):
+        return "has no product with other kinds (make it plain with Dense() first)"
     if wiring.get(Sparse) is not None:
         return "has no sparse storage"
     if wiring.get(Learned) is None or isinstance(module, (nn.Conv1d, nn.Conv3d)):
@@ -238,9 +278,10 @@ def _no_layer(
     if not met:
         return unknown("layer", pattern, names)
     *kinds, last = (kind.__name__ for kind in dict.fromkeys((*_FAILING, *_LEARNED)) if kind in served)
+    can = f"{', '.join(kinds)} and {last}" if kinds else last
     what = f"{met[0]}, and {len(met) - 1} more" if len(met) > 1 else met[0]
     return ConfigurationError(
-        f"no layer that matches {pattern!r} can be rewired ({what}); {', '.join(kinds)} and {last} can: "
+        f"no layer that matches {pattern!r} can be rewired ({what}); {can} can: "
         f"{', '.join(names) or 'the model has none'}"
     )
 
@@ -274,6 +315,7 @@ def _share(sparse: Sparse, named: Mapping[Any, str]) -> dict[nn.Module, int]:
 def _convert(layer: nn.Module, wiring: Wiring, connections: int | None) -> nn.Module:
     """The successor of one layer, with so many connections if it is to be sparse."""
     failing, sparse, learned = wiring.get(Failing), wiring.get(Sparse), wiring.get(Learned)
+    antisymmetric, dense = wiring.get(Antisymmetric), wiring.get(Dense) is not None
     successor: Any = layer
     if type(layer) is FailingSparseLinear:
         successor = layer.to_sparse()
@@ -281,10 +323,15 @@ def _convert(layer: nn.Module, wiring: Wiring, connections: int | None) -> nn.Mo
         successor = successor.to_dense()
     if sparse is not None and connections is not None:
         successor = _sparse(successor, sparse, connections)
-    elif type(successor) in _SPARSE.values() and (failing is None or wiring.get(Dense) is not None):
+    elif type(successor) in _SPARSE.values() and (failing is None or dense):
         successor = successor.to_dense()
-    elif isinstance(layer, LearnedWeight) and learned is None and wiring.get(Dense) is not None:
+    elif dense and (
+        (isinstance(layer, LearnedWeight) and learned is None)
+        or (isinstance(layer, AntisymmetricLinear) and antisymmetric is None)
+    ):
         successor = layer.to_dense()
+    if antisymmetric is not None:
+        successor = AntisymmetricLinear.from_dense(successor, gamma=antisymmetric.gamma)
     if learned is not None:
         successor = _learned(successor, learned)
     if isinstance(successor, LearnedWeight):

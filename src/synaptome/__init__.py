@@ -8,6 +8,8 @@ layer = syn.LearnedLinear(784, 300, method="flip")           # frozen weights, l
 model = syn.rewire(model, syn.Failing(0.3), where="*.fc*")   # any model, in place
 """
 
+from synaptome.networks.multilevel import prolong
+from synaptome.networks.stable import StableNetwork
 from synaptome.synapses.antisymmetric import Antisymmetric, AntisymmetricLinear
 from synaptome.synapses.failing import Failing, FailingLinear, Failures
 from synaptome.synapses.failing_conv import FailingConv2d
@@ -49,12 +51,14 @@ __all__ = [
     "Sparse",
     "SparseConv2d",
     "SparseLinear",
+    "StableNetwork",
     "Wiring",
     "__version__",
     "check_optimizer",
     "connectivity",
     "penalty",
     "predict",
+    "prolong",
     "rewire",
     "to_sparse",
 ]

@@ -18,6 +18,7 @@ FORMULAS = {
     "sigmoid": lambda h: 1 / (1 + (-h).exp()),
     "elu": lambda h: torch.where(h > 0, h, h.exp() - 1),
     # The constants of Klambauer et al. 2017, with which numbers of mean 0 and variance 1 keep both.
+    "tanh": lambda h: (h.exp() - (-h).exp()) / (h.exp() + (-h).exp()),
     "selu": lambda h: 1.0507009873554805 * torch.where(h > 0, h, 1.6732632423543772 * (h.exp() - 1)),
 }
 

@@ -21,6 +21,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": torch.relu,
     "swish": F.silu,  # Ramachandran et al. 2017, with beta = 1
     "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
     "elu": F.elu,  # Clevert et al. 2016, with alpha = 1
     "selu": F.selu,  # Klambauer et al. 2017
 }
@@ -36,7 +37,7 @@ class FeedForward(nn.Module):
 
     Args:
         widths: `[inputs, hidden, ..., outputs]`, at least two positive numbers.
-        activation: `linear`, `relu`, `swish`, `sigmoid`, `elu` or `selu`, of the hidden layers.
+        activation: `linear`, `relu`, `swish`, `sigmoid`, `tanh`, `elu` or `selu`, of the hidden layers.
         output: `linear` or `softmax`.
         bias: whether layers have biases.
         scaling: `sqrt` (std = fan_in^-1/2), `lin` (fan_in^-1), `const` (0.001), or a number alpha (fan_in^-alpha).

@@ -158,7 +158,8 @@ def test_parts_compose(name, shape, reversible):
         assert torch.equal(carried, network(x, stop=layer + 1))
     path = network.features(x)
     assert path.shape == (6, 3, 4, *shape[1:])
-    assert torch.equal(path[-1], DYNAMICS[name].features(DYNAMICS[name].split(carried)))
+    shown = DYNAMICS[name].features(DYNAMICS[name].split(carried))
+    torch.testing.assert_close(path[-1], shown, rtol=1e-12, atol=1e-12)  # a path is taken by the plain loop
 
 
 @given(st.sampled_from(ALL), st.lists(st.integers(1, 3), min_size=1, max_size=4))

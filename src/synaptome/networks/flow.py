@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from synaptome.errors import ConfigurationError, unknown
+from synaptome.kernels import flow as kernel
 from synaptome.networks.dynamics import DYNAMICS, REVERSIBLE, Dynamics, join
 from synaptome.networks.feedforward import ACTIVATIONS
 from synaptome.networks.forces import Activation, antisymmetric
@@ -84,13 +85,26 @@ class Flow:
         return antisymmetric(weight, self.gamma) if self.method.tied else weight
 
     def run(self, carried: Tensor, weight: Tensor, bias: Tensor, first: int = 0) -> Tensor:
-        """The carried state after consecutive layers.
+        """The carried state after consecutive layers: of narrow layers in one call, see `synaptome.kernels.flow`.
 
         Args:
             carried: the state before them, `[batch, n]` or `[batch, n, height, width]`.
             weight, bias: a row for each of these layers.
             first: the number of the first of them in the network, from 0.
         """
+        half_kick = self.dynamics == "verlet" and self.kick(first) < 1
+        if weight.dim() == 3 and kernel.covers(carried, weight.shape[-1], self.dynamics, self.activation):
+            return kernel.flow(
+                carried,
+                weight,
+                bias,
+                dynamics=self.dynamics,
+                step=self.step,
+                gamma=self.gamma,
+                half_kick=half_kick,
+                activation=self.activation,
+                reversible=self.reversible,
+            )
         if self.reversible:
             return reversible_flow(
                 carried,
@@ -98,7 +112,7 @@ class Flow:
                 bias,
                 dynamics=self.dynamics,
                 step=self.step,
-                half_kick=self.kick(first) < 1,
+                half_kick=half_kick,
                 activation=self.activation,
             )
         state = self.method.split(carried)

@@ -11,6 +11,7 @@ from synaptome.analysis.pruning import accuracy_when_pruned
 from synaptome.data.dataset import Split
 from synaptome.errors import ConfigurationError
 from synaptome.networks.feedforward import FeedForward
+from synaptome.synapses.learned_rules import METHODS
 
 
 def by_hand(weights, share):
@@ -73,7 +74,39 @@ def test_each_sign_loses_its_own_share():
     assert accuracy_when_pruned(model, split, [0.25, 0.75])["accuracy"].flatten().tolist() == [6 / 8, 6 / 8]
 
 
-@pytest.mark.parametrize("wiring", [syn.Sparse(0.3), None, syn.Failing(0.4, "noisy")])
+@pytest.mark.parametrize(
+    "learned",
+    [
+        *(syn.Learned(method) for method in METHODS),
+        syn.Learned("supermask", inference="expected"),
+        syn.Learned("flip", train_weights=True),
+    ],
+    ids=syn.Learned.options,
+)
+def test_of_learned_layers_the_effective_weights_that_are_left_are_pruned(learned):
+    """As of plain layers with the effective weights, of which those that are masked are none of the weakest."""
+    torch.manual_seed(3)
+    split, shares = task(count=2000), [0.0, 0.3, 0.55, 0.9]
+    model = FeedForward([12, 30, 4], wiring=learned)
+    for layer in model.layers:
+        torch.nn.init.normal_(layer.scores)
+    effective = [layer.to_dense().weight.detach() for layer in model.layers]
+    expected = []
+    for share in shares:
+        weights = []
+        for weight in effective:
+            pruned = weight.clone()
+            pruned[weight != 0] = by_hand(weight[weight != 0], share)
+            weights.append(pruned)
+        expected.append(share_right(weights, [layer.bias.detach() for layer in model.layers], split))
+    assert accuracy_when_pruned(model, split, shares)["accuracy"].flatten().tolist() == expected
+    assert len(set(expected)) > 2
+
+
+@pytest.mark.parametrize(
+    "wiring",
+    [syn.Sparse(0.3), None, syn.Failing(0.4, "noisy"), syn.Learned("flip") + syn.Failing(0.4, "noisy")],
+)
 def test_the_model_is_not_touched(wiring):
     torch.manual_seed(2)
     model, split = FeedForward([12, 20, 4], wiring=wiring), task(count=1500)

@@ -223,6 +223,7 @@ def test_trainer_epochs_quick_says_when_its_examples_are_synthetic(tmp_path):
             pytest.param(*row, marks=pytest.mark.slow)
             for row in (
                 ("learned_step", ["dense", "naive", *METHODS], ["20-30-10"] * 2),
+                ("learned_sparse", ["dense", "learned", "sparse"], ["lenet"] * 10 + ["conv2"] * 2),
                 ("failing_linear", ["explicit", "reference", "cpu", "dense"], ["forward", "forward + backward"]),
                 (
                     "failing_conv2d",

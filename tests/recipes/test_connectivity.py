@@ -10,19 +10,20 @@ import torch
 from synaptome import cli
 from synaptome.data import Dataset, Split
 from synaptome.data.augmentation import AugmentedImages
-from synaptome.errors import ConfigurationError, Interrupted
+from synaptome.errors import ConfigurationError, Interrupted, RunError
 from synaptome.learning.backprop import Backprop
 from synaptome.learning.optimization import Optimization
 from synaptome.networks.convolutional import ResNet20
 from synaptome.networks.initialisation import INITIALISERS, frozen_weight
 from synaptome.networks.registry import NETWORKS
 from synaptome.recipes import RECIPES, connectivity, running
-from synaptome.recipes.connectivity import CITATIONS, LearnedConnectivity
+from synaptome.recipes.connectivity import CITATIONS, COMPACT, LearnedConnectivity
 from synaptome.recipes.recipe import RunSettings
 from synaptome.report.citations import BIBTEX
 from synaptome.synapses.learned_model import learned_layers
 from synaptome.synapses.learned_rules import METHODS
 from synaptome.training.checkpoint import steps
+from synaptome.training.compact import load_compact
 from synaptome.training.measures import read_final, read_series
 from synaptome.training.run import load_state, read_run, verify_run
 from synaptome.training.state import take_apart
@@ -97,7 +98,43 @@ def test_every_method_learns_and_resumes_to_the_same_bits(method, tmp_path, monk
     assert steps(tmp_path / "stopped" / "checkpoints")[-1] == 11
     running.resume(tmp_path / "stopped")
     assert outcome(tmp_path / "stopped") == outcome(tmp_path / "run")
+    files = [tmp_path / name / COMPACT for name in ("run", "stopped")]
+    assert [file.exists() for file in files] == [method != "baseline"] * 2
+    assert method == "baseline" or files[0].read_bytes() == files[1].read_bytes()
     assert json.loads((tmp_path / "stopped" / "recipe.json").read_text())["options"]["method"] == method
+
+
+@pytest.mark.parametrize(
+    ("network", "method"), [*(("lenet", method) for method in METHODS), ("resnet20", "ternary")], ids=str
+)
+def test_the_compact_file_of_a_run_is_the_network_that_was_trained(network, method, tmp_path):
+    recipe = digits(method, network=network, validation=1338, epochs=1, initialiser="binary", p1=0.6)
+    record = running.start(settings_of(recipe, seed=4), tmp_path / "run")
+    file = tmp_path / "run" / COMPACT
+    trained, other = running.load_model(tmp_path / "run"), seeded(recipe, seed=9).rule.model.eval()
+    x = seeded(recipe).data.test.inputs[:20]
+    assert not torch.equal(other(x), trained(x))
+    assert torch.equal(load_compact(file, other)(x), trained(x))
+    assert record.summary["products"][COMPACT]["bytes"] == file.stat().st_size
+    assert f"{COMPACT}: {file.stat().st_size} bytes, with its sha256" in verify_run(tmp_path / "run")
+    content = file.read_bytes()
+    for damaged in (content[:-1] + bytes([content[-1] ^ 1]), content[:-1]):
+        file.write_bytes(damaged)
+        with pytest.raises(RunError, match=f"{file} is not as it was written"):
+            verify_run(tmp_path / "run")
+    file.unlink()
+    with pytest.raises(RunError, match=f"{file} cannot be read"):
+        verify_run(tmp_path / "run")
+
+
+def test_lenet_of_mnist_takes_a_bit_for_each_synapse():
+    """266 200 synapses are 33 275 bytes; what is told of the three layers takes little more."""
+    images = Split(torch.rand(8, 1, 28, 28), torch.arange(8))
+    made = Dataset("made", images, images, images, classes=tuple(map(str, range(10))))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(connectivity.data, "load", lambda *words, **options: made)
+        experiment = seeded(LearnedConnectivity())
+    assert 33_275 < len(experiment.products[COMPACT](experiment.rule.model)) < 35_000
 
 
 def test_same_seed_same_bits_and_other_seed_other_bits(tmp_path):
@@ -264,7 +301,7 @@ def test_contradictions_are_refused_before_anything_is_loaded(options, message):
         ({"validation": 5000}, "validation=5000 leaves no training example: there are 1438"),
         ({"validation": -1}, "must be a count"),
         ({"affine": True}, "affine is for batch normalisation, which lenet has none of"),
-        ({"activation": "tanh"}, "unknown activation 'tanh'"),
+        ({"activation": "rellu"}, "unknown activation 'rellu'"),
         ({"network": "conv3"}, "unknown network 'conv3'"),
     ],
 )
@@ -367,6 +404,9 @@ def test_the_command_line(tmp_path, capsys):
     )
     assert code == 0
     assert "edge-popup, density 0.3" in capsys.readouterr().out
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "compact bytes" in page
+    assert f">{(tmp_path / 'run' / COMPACT).stat().st_size:,}<" in page
     options = json.loads((tmp_path / "run" / "recipe.json").read_text())["options"]
     assert (options["density"], options["activation"], options["alpha"]) == (0.3, "swish", None)
 

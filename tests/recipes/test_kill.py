@@ -22,11 +22,11 @@ from synaptome.recipes.evolution import EvolvingSparsity
 from synaptome.recipes.evolution_choice import EvolutionChoice
 from synaptome.recipes.failures import FailuresClassifier
 from synaptome.recipes.recipe import RunSettings
-from synaptome.training import checkpoint, measures, tensor_file
+from synaptome.training import checkpoint, measures, run, tensor_file
 from synaptome.training.callbacks import each_steps
 from synaptome.training.measures import Recorder
 from synaptome.training.metrics import MetricsFile
-from synaptome.training.run import load_state, read_metrics, verify_run
+from synaptome.training.run import RunFolder, load_state, read_metrics, verify_run
 from synaptome.training.state import take_apart
 
 SETTINGS = RunSettings(FailuresClassifier(epochs=2, batch=450, width=8, failure=0.2), seed=1, device="cpu", threads=1)
@@ -101,7 +101,7 @@ def die_at(moment):
         event()
         write_aside(path, content)
 
-    tensor_file.write_bytes = halfway_aside
+    tensor_file.write_bytes = run.write_bytes = halfway_aside
 
 
 def result(path):
@@ -272,6 +272,45 @@ def test_measures_after_many_kills_are_the_same_bytes(tmp_path, monkeypatch):
     earlier = checkpoint.steps(path / "checkpoints")[0]
     running.resume(path, step=earlier)  # finished, and gone back to an earlier checkpoint
     assert measured_files(path) == measured_files(tmp_path / "whole")
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+def test_products_after_kill_at_every_event_from_the_first_on_are_the_same_bytes(tmp_path, monkeypatch):
+    build, write_product = running.build, RunFolder.write_product
+    products = {
+        "bias.bin": lambda model: model.layers[0].bias.detach().numpy().tobytes(),
+        "mode.txt": lambda model: str(model.training).encode(),
+    }
+    monkeypatch.setattr(running, "build", lambda settings: replace(build(settings), products=products))
+
+    def files(path):
+        return {name: (path / name).read_bytes() for name in products}
+
+    begin(tmp_path / "whole", 1e9)
+    whole = files(tmp_path / "whole")
+    assert whole["mode.txt"] == b"False"
+    assert whole["bias.bin"] == load_state(tmp_path / "whole")["rule"]["model"]["layers.0.bias"].numpy().tobytes()
+    moment = 0
+    while True:
+        moment += 1
+        path = tmp_path / f"killed-{moment}"
+
+        def work(path=path, moment=moment):
+            def first(self, name, content):
+                RunFolder.write_product = write_product
+                die_at(moment)
+                return write_product(self, name, content)
+
+            RunFolder.write_product = first
+            begin(path, 1e9)
+
+        if in_child(work) == 0:
+            break
+        assert in_child(lambda path=path: go_on(path, 1e9)) == 0
+        assert files(path) == whole, f"killed at event {moment}"
+        assert verify_run(path)[-1] == "finished"
+        assert not list(path.glob(".*.*"))
+    assert moment > 15
 
 
 def test_a_flipped_byte_in_any_file_of_measures_is_told_by_name(tmp_path, monkeypatch):

@@ -339,14 +339,21 @@ def test_the_page_says_which_runs_are_drawn(gated, tmp_path):
 
 
 def test_robustness_compares_what_learned_masks_with_what_learned_weights(finished, gated, write_measures):
-    masks, weights = gated("masks")[0], finished("weights", failure=0.5)
-    for run, accuracy in ((masks, 0.6), (weights, 0.9)):
-        write_measures(run, "robustness", None, {"rate": [0.0, 0.5], "accuracy": [[0.97, 0.97], [accuracy, accuracy]]})
-    head, *rows = rows_of("robustness", masks, weights)
-    assert head == ["group", "split", "failure rate", "mean", "std", "n"]
-    assert [(row[0], float(row[2]), float(row[3])) for row in rows] == [
-        ("failure=0.0", 0.0, 0.97),
-        ("failure=0.0", 0.5, 0.6),
-        ("failure=0.5", 0.0, 0.97),
-        ("failure=0.5", 0.5, 0.9),
+    """Of each group the mean over seeds, and from the least to the largest seed, each the mean of its passes."""
+    masks = [gated(f"masks-{seed}", seed)[0] for seed in range(3)]
+    weights = [finished(f"weights-{seed}", seed, 0.5) for seed in range(3)]
+    for group, accuracy in ((masks, 0.5), (weights, 0.75)):
+        for seed, run in enumerate(group):
+            passes = [accuracy + seed / 16 - 1 / 32, accuracy + seed / 16 + 1 / 32]
+            write_measures(run, "robustness", None, {"rate": [0.0, 0.5], "accuracy": [[0.875, 0.875], passes]})
+    head, *rows = rows_of("robustness", *masks, *weights)
+    assert head == ["group", "split", "failure rate", "mean", "std", "n", "min", "max"]
+    assert [(row[0], *(float(row[column]) for column in (2, 3, 5, 6, 7))) for row in rows] == [
+        ("failure=0.0", 0.0, 0.875, 3, 0.875, 0.875),
+        ("failure=0.0", 0.5, 0.5625, 3, 0.5, 0.625),
+        ("failure=0.5", 0.0, 0.875, 3, 0.875, 0.875),
+        ("failure=0.5", 0.5, 0.8125, 3, 0.75, 0.875),
     ]
+    figure = figure_of("robustness", *masks, *weights)
+    assert "mean, and minimum to maximum over seeds" in figure.legend()
+    assert [[title for title, _ in figure.drawings("figure")]] == [[""]]  # one drawing for all groups

@@ -99,6 +99,30 @@ def test_unfinished_runs_are_in_no_statistic_and_are_counted(make_run):
     assert (alone.score, alone.synapse, alone.n) == (None, "—", 0)
 
 
+def test_products_have_a_column_of_bytes(make_run):
+    def compact(size, **more):
+        return done(0.9, products={"compact.safetensors": {"bytes": size, "sha256": "0"}, **more})
+
+    runs = [
+        make_run("a", summary=compact(34000), options={"x": 1}),
+        make_run("b", summary=compact(34002), options={"x": 1}, seed=1),
+        make_run("c", summary=done(0.8), options={"x": 2}),
+    ]
+    shown = columns(summary_rows(runs))
+    assert shown["compact bytes"] == ["34,001 ± 1", "—"]
+    assert list(shown).index("active synapses") < list(shown).index("compact bytes") < list(shown).index("seconds")
+    assert "compact bytes" not in columns(summary_rows(runs[2:]))
+    assert "compact bytes" not in columns(summary_rows(runs), products=False)
+    twins = make_run("d", summary=compact(1, **{"compact.bin": {"bytes": 2}}))
+    assert {"compact.safetensors bytes", "compact.bin bytes"} <= set(columns(summary_rows([twins])))
+
+
+@pytest.mark.parametrize("products", [[1], {"a.b": 3}, {"a.b": {"bytes": "3"}}, {"a.b": {}}])
+def test_products_that_say_no_size_have_none(make_run, products):
+    shown = columns(summary_rows([make_run("a", summary=done(0.9, products=products))]))
+    assert not [heading for heading in shown if heading.endswith("bytes")]
+
+
 def test_values_that_are_no_numbers_are_left_out(make_run):
     runs = [
         make_run("a", summary=done(0.9)),

@@ -48,6 +48,13 @@ def test_the_density_below_can_be_given(below, forms):
     torch.testing.assert_close(model(x), expected)
 
 
+def test_each_form_has_a_density_of_its_own(monkeypatch):
+    monkeypatch.setattr(syn.SparseConv2d, "crossover", 0.15)
+    assert [type(syn.to_sparse(network())[i]) for i in (0, 3)] == [nn.Conv2d, syn.SparseLinear]
+    monkeypatch.setattr(syn.SparseLinear, "crossover", 0.05)
+    assert [type(syn.to_sparse(network())[i]) for i in (0, 3)] == [nn.Conv2d, nn.Linear]
+
+
 def test_failures_go_on():
     model = network()
     syn.rewire(model, syn.Failing(0.5))

@@ -13,10 +13,18 @@ import sys
 import pytest
 import torch
 
-from synaptome.errors import RunError
+from synaptome.errors import ConfigurationError, RunError
 from synaptome.training.lock import RunLock
 from synaptome.training.metrics import MetricsFile
-from synaptome.training.run import RunFolder, prepare, read_metrics, read_run, remove_run, verify_run
+from synaptome.training.run import (
+    RunFolder,
+    check_product_name,
+    prepare,
+    read_metrics,
+    read_run,
+    remove_run,
+    verify_run,
+)
 
 RECIPE = {"recipe": "a", "options": {}}
 
@@ -179,6 +187,42 @@ def test_verify_names_what_is_wrong(tmp_path):
     (path / "recipe.json").write_text("[]")
     with pytest.raises(RunError, match="should hold a JSON object"):
         verify_run(path)
+
+
+def test_products_are_written_whole_and_checked(tmp_path):
+    path = tmp_path / "run"
+    prepare(path, RECIPE)
+    (path / ".weights.bin.12345").write_bytes(b"half of")  # left by a process that was killed
+    folder, _ = RunFolder.open(path, {})
+    with folder:
+        folder.save(0, {"weight": torch.ones(2)})
+        folder.write_product("weights.bin", b"an earlier one")
+        told = folder.write_product("weights.bin", b"hello")
+        # sha256sum of the five letters
+        expected = "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824"
+        assert told == {"bytes": 5, "sha256": expected}
+        folder.finish({"products": {"weights.bin": told}})
+    assert (path / "weights.bin").read_bytes() == b"hello"
+    assert not list(path.glob(".*"))
+    assert "weights.bin: 5 bytes, with its sha256" in verify_run(path)
+    (path / "weights.bin").write_bytes(b"hallo")
+    with pytest.raises(RunError, match=r"run/weights\.bin is not as it was written"):
+        verify_run(path)
+    (path / "weights.bin").unlink()
+    with pytest.raises(RunError, match=r"run/weights\.bin cannot be read: No such file"):
+        verify_run(path)
+    for wrong in (["weights.bin"], {"weights.bin": 5}, {"weights.bin": {"bytes": 5}}, {"../../secret.txt": told}):
+        (path / "measures" / "summary.json").write_text(json.dumps({"products": wrong}))
+        with pytest.raises(RunError, match=r"summary\.json: 'products' is not what a run writes"):
+            verify_run(path)
+
+
+@pytest.mark.parametrize(
+    "name", ["recipe.json", "report.html", "lock", "measures", "../a.bin", ".a.bin", "a/b.c", "a."]
+)
+def test_a_product_has_a_name_of_its_own(name):
+    with pytest.raises(ConfigurationError, match=f"given '{re.escape(name)}'"):
+        check_product_name(name)
 
 
 def test_only_run_folders_are_removed(tmp_path):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from synaptome.analysis.accuracy import accuracy, check_classes
 from synaptome.data.dataset import Split
 from synaptome.errors import ConfigurationError
+from synaptome.synapses.learned_model import learned_layers
 from synaptome.topology.drop import nearest_of_each_sign
 from synaptome.topology.layers import sparse_layers
 
@@ -21,8 +22,8 @@ def accuracy_when_pruned(model: nn.Module, split: Split, shares: Sequence[float]
 
     In each layer that share of the positive weights nearest to zero and of the negative ones nearest to zero is
     removed, as in evolution by SET (Mocanu et al. 2018, algorithm 1, whose last epoch removes and does not regrow).
-    A layer is the values of a sparse layer, or a parameter of at least two axes; biases stay. Nothing is trained
-    again. The model itself is not touched.
+    A layer is the values of a sparse layer, the effective weights of a learned one that are not masked, or a parameter
+    of at least two axes; biases stay. Nothing is trained again. The model itself is not touched.
 
     Args:
         model: a classifier from inputs `[n, ...]` to one score a class `[n, classes]`.
@@ -41,7 +42,7 @@ def accuracy_when_pruned(model: nn.Module, split: Split, shares: Sequence[float]
     for share in shares:
         check_share(share)
     check_classes(split)
-    if not _weights(model):
+    if not _weights(model) and not learned_layers(model):
         raise ConfigurationError("the model has no weights, so there is nothing to remove")
     found = [accuracy(_pruned(model, share), split) for share in shares]
     return {
@@ -60,11 +61,23 @@ def _pruned(model: nn.Module, share: float) -> nn.Module:
     """A copy in inference whose weakest weights are 0, which is to the output as if they were not there."""
     pruned = copy.deepcopy(model).eval()
     for weight in _weights(pruned):
-        flat = weight.detach().reshape(-1)
-        weight.masked_fill_(nearest_of_each_sign(flat, None, share, len(flat)).view(weight.shape), 0.0)
+        weight.masked_fill_(_weakest(weight.detach().reshape(-1), share).view(weight.shape), 0.0)
+    for layer in learned_layers(pruned).values():
+        effective = layer.inference_weight()
+        there = effective != 0
+        gone = torch.zeros_like(there)
+        gone[there] = _weakest(effective[there], share)
+        layer.weight.masked_fill_(gone, 0.0)  # no mask depends on the weights
     return pruned
 
 
+def _weakest(weights: Tensor, share: float) -> Tensor:
+    """Which of these weights `[n]` go."""
+    return nearest_of_each_sign(weights, None, share, len(weights))
+
+
 def _weights(model: nn.Module) -> list[nn.Parameter]:
+    """The weights that are at work as they are stored."""
     values = {layer.values for layer in sparse_layers(model).values()}
-    return [parameter for parameter in model.parameters() if parameter.dim() > 1 or parameter in values]
+    learned = {p for layer in learned_layers(model).values() for p in (layer.weight, layer.scores)}
+    return [p for p in model.parameters() if p not in learned and (p.dim() > 1 or p in values)]

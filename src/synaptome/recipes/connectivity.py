@@ -28,9 +28,11 @@ from synaptome.recipes.recipe import Experiment, Recipe
 from synaptome.synapses.learned_model import penalty
 from synaptome.synapses.learned_rules import METHODS, Learned
 from synaptome.training.callbacks import Callback, each_epoch
+from synaptome.training.compact import compact_bytes
 from synaptome.training.measures import Measure, Recorder
 
 BASELINE = "baseline"
+COMPACT = "compact.safetensors"  # what a run leaves in its folder: the trained network as a seed and bits
 OPTIONS = ("alpha", "density", "threshold")  # of the methods
 NUMERALS = ("digits", "mnist")  # most of whose mirror images are none
 
@@ -61,8 +63,13 @@ class LearnedConnectivity(Recipe):
 
     What each method learns stands in `synaptome.synapses.learned_rules`. The baseline trains the same weights in the
     common way. The weights are a pure function of the run's seed (`synaptome.networks.initialisation`), so that the
-    result of a run is a seed and a bit for each synapse, of `ternary` one of three values. No network has biases, that
-    of the baseline neither (Ivan & Florian 2020).
+    result of a run is a seed and a bit for each synapse, of `ternary` one of three values: `compact.safetensors` in the
+    run's folder (`synaptome.training.compact`). No network has biases, that of the baseline neither (Ivan & Florian
+    2020).
+
+    The default rate serves scores that need only cross 0. `supermask` needs one about a hundred times as large, such as
+    0.1: its scores are logits, and a mask is settled only where they are several units from 0. The code of Zhou et al.
+    2019 trains them by SGD at a rate of 100.
 
     Args:
         network: LeNet-300-100, Conv2, Conv4, Conv6 or ResNet-20; each takes the images of every data set.
@@ -171,6 +178,7 @@ class LearnedConnectivity(Recipe):
             penalty=penalty if penalised else None,
         )
         callbacks, recorders, finals = self._measures(network, images)
+        compact = partial(compact_bytes, seed=seed, initialiser=self.initialiser, p1=self.p1)
         return Experiment(
             data=images,
             rule=rule,
@@ -182,6 +190,7 @@ class LearnedConnectivity(Recipe):
             callbacks=callbacks,
             recorders=recorders,
             finals=finals,
+            products={} if learned is None else {COMPACT: compact},
         )
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from synaptome.learning.optimization import Optimization
+from synaptome.recipes.connectivity import LearnedConnectivity
 from synaptome.recipes.evolution import EvolvingSparsity
 from synaptome.recipes.failures import FailuresClassifier
 from synaptome.recipes.recipe import Recipe
@@ -17,4 +18,6 @@ DEMO: dict[str, Recipe] = {
     "failing-0.5": FailuresClassifier(failure=0.5, epochs=EPOCHS, optimization=OPTIMIZATION),
     # Five times as wide, and as many synapses.
     "evolving": EvolvingSparsity(hidden=(500,), density=0.2, epochs=EPOCHS, validation=0.1, optimization=OPTIMIZATION),
+    # LeNet-300-100 whose random weights stay, with the optimizer of the paper; as many images held out as above.
+    "learned": LearnedConnectivity(method="free-flipping", data="digits", batch=100, epochs=EPOCHS, validation=144),
 }

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, get_type_hints
 
 import msgspec
 import torch
+from torch import nn
 
 from synaptome.data.dataset import Dataset
 from synaptome.errors import ConfigurationError, unknown
 from synaptome.learning.rule import LearningRule
 from synaptome.training.callbacks import Callback, When
 from synaptome.training.measures import Measure, Recorder
+from synaptome.training.run import check_product_name
 
 FORMAT = 1
+
+Product = Callable[[nn.Module], bytes]
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,11 @@ class Experiment:
         learning: the learning rule, in a few words.
         citations: keys of `synaptome.report.citations`: the methods that run, and no others.
         finals: what is measured once, of the trained model, by name: `measures/<name>.safetensors`.
+        products: what else a run leaves in its folder, by the name of the file: its content, a function of the trained
+            model, which it is given in inference and must leave as it is.
+
+    Raises:
+        ConfigurationError: a product has the name of another file of the run, or no plain name.
     """
 
     data: Dataset
@@ -46,6 +55,11 @@ class Experiment:
     callbacks: tuple[Callback, ...] = ()
     recorders: tuple[Recorder, ...] = ()
     finals: Mapping[str, Measure] = field(default_factory=dict)
+    products: Mapping[str, Product] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in self.products:
+            check_product_name(name)
 
 
 class Recipe(ABC):
@@ -62,6 +76,10 @@ class Recipe(ABC):
     summary: ClassVar[str]
     paper: ClassVar[str]
     grids: ClassVar[Mapping[str, Mapping[str, tuple[str, ...]]]] = {}
+
+    def resolved(self) -> Recipe:
+        """The recipe with what it leaves to a preset or to its data set filled in; recipe.json holds that."""
+        return self
 
     @abstractmethod
     def experiment(self, seed: int, device: torch.device, data_dir: Path | None) -> Experiment:
@@ -92,6 +110,7 @@ class RunSettings:
     data_dir: str | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "recipe", self.recipe.resolved())
         if self.threads < 1:
             raise ConfigurationError(f"threads is a whole number of at least 1; given {self.threads}")
         if not 0 <= self.seed < 2**63:

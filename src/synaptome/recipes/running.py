@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from synaptome.analysis.activity import undisturbed
 from synaptome.analysis.size import count_synapses
 from synaptome.errors import ConfigurationError, Interrupted, RunError, SynaptomeError
 from synaptome.recipes import RECIPES
@@ -209,6 +210,10 @@ def _run(
             row = trainer.fit()
             for name, measure in experiment.finals.items():
                 folder.write_final(name, measured(name, measure, model))
+            with undisturbed(model):
+                products = {
+                    name: folder.write_product(name, content(model)) for name, content in experiment.products.items()
+                }
         except Interrupted as stopped:
             raise Interrupted(
                 stopped.signum, f"{path} {stopped.message}; go on with: synaptome resume {path}"
@@ -225,6 +230,7 @@ def _run(
                 "active_synapses": count.active,
                 "seconds": row["seconds"],
                 "citations": list(experiment.citations),
+                **({"products": products} if products else {}),
                 **numbers,
             }
         )

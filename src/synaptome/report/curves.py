@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 SPLITS = ("train", "validation", "test")
 FIRST = ("loss", "accuracy")
 TIME = ("epoch", "step")
+Band = Literal["std", "range"]
 CHANGED = "connections/changed"  # share of the synapses of learned layers that are not as they were drawn
 TITLES = {CHANGED: "share of synapses changed"}
 
@@ -57,7 +58,7 @@ class Chart:
     axis: str
     curves: tuple[Curve, ...]
     over: str = "seeds"
-    band: Literal["std", "range"] = "std"
+    band: Band = "std"
 
     @property
     def splits(self) -> list[str]:
@@ -101,7 +102,7 @@ def charts(groups: Sequence[Group]) -> list[Chart]:
     keys = {
         key for group in groups for run in group.runs for row in run.metrics for key in row if all(key.partition("/"))
     }
-    band: Literal["std", "range"] = "range" if CHANGED in keys else "std"
+    band: Band = "range" if CHANGED in keys else "std"
     drawn = []
     for name in _ordered({key.partition("/")[2] for key in keys}, FIRST):
         splits = _ordered({key.partition("/")[0] for key in keys if key.partition("/")[2] == name}, SPLITS)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -86,6 +86,7 @@ class Row:
         metric: `test/accuracy`, or `test/loss` where there is no accuracy, or None where there is neither.
         score: of that metric (an accuracy in [0, 1]).
         parameters, active_synapses: counts.
+        products: bytes of each file that a run leaves beside its records, by the file's name.
         seconds: wall time of a run.
         n: finished runs, one for each seed.
         unfinished: runs without a summary; they are in no statistic.
@@ -98,6 +99,7 @@ class Row:
     score: Statistic | None
     parameters: Statistic | None
     active_synapses: Statistic | None
+    products: Mapping[str, Statistic]
     seconds: Statistic | None
     n: int
     unfinished: int
@@ -152,6 +154,17 @@ def _statistic(group: Group, key: str) -> Statistic | None:
     return Statistic.of(value for run in group.finished if (value := number(run.summary.get(key))) is not None)
 
 
+def _products(group: Group) -> dict[str, Statistic]:
+    """Of the bytes of each product, by the name of its file."""
+    sizes: dict[str, list[float]] = {}
+    for run in group.finished:
+        listed = run.summary.get("products")
+        for name, file in listed.items() if isinstance(listed, dict) else ():
+            if isinstance(file, dict) and (size := number(file.get("bytes"))) is not None:
+                sizes.setdefault(name, []).append(size)
+    return {name: found for name, each in sizes.items() if (found := Statistic.of(each))}
+
+
 def group_row(group: Group) -> Row:
     """The line of one group."""
     scores = {metric: _statistic(group, metric) for metric in (ACCURACY, LOSS)}
@@ -164,6 +177,7 @@ def group_row(group: Group) -> Row:
         score=scores[metric] if metric else None,
         parameters=_statistic(group, "parameters"),
         active_synapses=_statistic(group, "active_synapses"),
+        products=_products(group),
         seconds=_statistic(group, "seconds"),
         n=len(group.finished),
         unfinished=len(group.runs) - len(group.finished),
@@ -208,8 +222,11 @@ def score_text(row: Row) -> str:
     return text + (f" (n = {row.score.n})" if row.score and row.score.n != row.n else "")
 
 
-def columns(rows: Sequence[Row]) -> dict[str, list[str]]:
-    """The table as it is shown: heading to cells. Columns that would say nothing are left out."""
+def columns(rows: Sequence[Row], *, products: bool = True) -> dict[str, list[str]]:
+    """The table as it is shown: heading to cells, with or without the sizes of products.
+
+    Columns that would say nothing are left out.
+    """
     metrics = {row.metric for row in rows if row.metric}
     single = metrics.pop() if len(metrics) == 1 else None
     # Where one option differs and shows in the synapse or the rule, the label would say it twice.
@@ -224,6 +241,10 @@ def columns(rows: Sequence[Row]) -> dict[str, list[str]]:
         shown["test result"] = [f"{score_text(row)} ({row.metric})" if row.metric else ABSENT for row in rows]
     shown["parameters"] = [_count(row.parameters) for row in rows]
     shown["active synapses"] = [_count(row.active_synapses) for row in rows]
+    files = {name: clean(name).partition(".")[0] for row in rows for name in row.products if products}
+    for name, stem in files.items():  # compact.safetensors: compact bytes
+        heading = stem if list(files.values()).count(stem) == 1 else clean(name)
+        shown[f"{heading} bytes"] = [_count(row.products.get(name)) for row in rows]
     shown["seconds"] = [_seconds(row.seconds) for row in rows]
     if any(row.n > 1 for row in rows):
         shown["n"] = [str(row.n) for row in rows]
@@ -241,7 +262,7 @@ def summary_table(runs: Sequence[RunRecord]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    shown = columns(summary_rows(runs))
+    shown = columns(summary_rows(runs), products=False)  # for which 80 columns have no room
     table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for heading in shown:
         text = heading in TEXT_COLUMNS

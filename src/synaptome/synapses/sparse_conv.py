@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -76,6 +76,9 @@ class SparseConv2d(SparseWeight):
         ConfigurationError: none or several of density ... edges are given, one is out of range, an edge is out of range
             or given twice, or torch has no such convolution.
     """
+
+    # Above this density a training step of the dense layer is faster, where there are many channels.
+    crossover: ClassVar[float] = 0.3
 
     in_channels: int
     out_channels: int

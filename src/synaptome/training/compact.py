@@ -57,18 +57,32 @@ class _Header(_Version, frozen=True, forbid_unknown_fields=True):
 def save_compact(model: nn.Module, path: str | Path, *, seed: int, initialiser: str, p1: float | None = None) -> None:
     """Write a trained network as a seed and a bit, or a trit, for each learned synapse; all of the file or nothing.
 
+    Args:
+        model, seed, initialiser, p1: as for `compact_bytes`.
+        path: of the file, usually `*.safetensors`.
+
+    Raises:
+        ConfigurationError: as `compact_bytes`.
+        RunError: the file cannot be written; what was there before is intact.
+    """
+    content = compact_bytes(model, seed=seed, initialiser=initialiser, p1=p1)
+    with storage_errors(f"writing {path}"):
+        write_bytes(Path(path), content)
+
+
+def compact_bytes(model: nn.Module, *, seed: int, initialiser: str, p1: float | None = None) -> bytes:
+    """What `save_compact` writes. The same network, seed and version of synaptome give the same bytes.
+
     Scores are not kept, only what they say: that is the network at inference.
 
     Args:
         model: with learned layers, whose weights are those of `synaptome.networks.initialisation.initialise(model,
             initialiser, seed=seed, p1=p1)`.
-        path: of the file, usually `*.safetensors`.
         seed, initialiser, p1: what the weights were drawn with.
 
     Raises:
         ConfigurationError: the model has no learned layer; the weights of one are trained, or not those of this seed
             and initialiser; or it is a supermask whose inference is `expected`, which no mask stands for.
-        RunError: the file cannot be written; what was there before is intact.
     """
     layers, tensors = {}, {STATE + name: tensor for name, tensor in _other_state(model).items()}
     for name, (layer, number) in _learned(model).items():
@@ -92,9 +106,7 @@ def save_compact(model: nn.Module, path: str | Path, *, seed: int, initialiser: 
         layers[name] = _Layer(shape, asdict(layer.learned), tensor_digest(frozen * mask))
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     header = _Header(FORMAT, synaptome.__version__, seed, initialiser, p1, layers, _digest(tensors))
-    content = safetensors.torch.save(tensors, {METADATA: msgspec.json.encode(header).decode()})
-    with storage_errors(f"writing {path}"):
-        write_bytes(Path(path), content)
+    return safetensors.torch.save(tensors, {METADATA: msgspec.json.encode(header).decode()})
 
 
 def load_compact(path: str | Path, model: nn.Module) -> nn.Module:

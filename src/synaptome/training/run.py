@@ -6,11 +6,15 @@ metrics.jsonl      one object a row: step, epoch, seconds, then `train/loss`, `t
 checkpoints/       see `synaptome.training.checkpoint`
 measures/          summary.json, and what a recipe measures beside the metrics: see `synaptome.training.measures`
 report.html        written by `synaptome report`
+
+and the products of the recipe, files that are written when the run ends; summary.json has their sizes and sha256.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +23,15 @@ from typing import Any
 
 from torch import Tensor
 
-from synaptome.errors import RunError
+from synaptome.errors import ConfigurationError, RunError
 from synaptome.training import checkpoint
-from synaptome.training.files import storage_errors, write_json
+from synaptome.training.files import storage_errors, write_bytes, write_json
 from synaptome.training.lock import RunLock
 from synaptome.training.measures import count_chunks, cut_series, verify_measures, write_chunk, write_final
 from synaptome.training.metrics import MetricsFile
+
+OWN = ("recipe.json", "environment.json", "metrics.jsonl", "report.html")  # beside `lock` and folders
+PRODUCT = r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)+"
 
 
 @dataclass(frozen=True)
@@ -37,8 +44,9 @@ class RunRecord:
         environment: environment.json.
         metrics: the rows of metrics.jsonl, in order.
         summary: measures/summary.json: `synapse`, `rule`, `parameters`, `active_synapses`, `seconds`,
-            `citations` (keys of `synaptome.report.citations`) and final metrics such as `test/accuracy`;
-            empty while the run is unfinished.
+            `citations` (keys of `synaptome.report.citations`) and final metrics such as `test/accuracy`; where the
+            run has products, `products`: for the name of each file its `bytes` and `sha256`. Empty while the run is
+            unfinished.
     """
 
     path: Path
@@ -168,6 +176,15 @@ class RunFolder:
         with storage_errors(f"writing measures to {self.path}"):
             write_final(self.path / "measures", name, tensors)
 
+    def write_product(self, name: str, content: bytes) -> dict[str, Any]:
+        """Write a file of the recipe's own into the folder; its size in `bytes` and its `sha256`, for the summary."""
+        check_product_name(name)
+        with storage_errors(f"writing {name} to {self.path}"):
+            for left in self.path.glob(f".{name}.*"):  # half-written when a process was killed
+                left.unlink()
+            write_bytes(self.path / name, content)
+        return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
     def require_space(self, needed: int) -> None:
         """Refuse to start what would not fit: a RunError if fewer than `needed` bytes are free."""
         free = shutil.disk_usage(self.path).free
@@ -196,6 +213,15 @@ class RunFolder:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def check_product_name(name: str) -> None:
+    """Refuse a name of a product that is not the plain name of a file, or that of another file of a run."""
+    if not re.fullmatch(PRODUCT, name) or name in OWN:
+        raise ConfigurationError(
+            f"a product is named by letters, digits, - and _, with a suffix, such as weights.bin, and not "
+            f"{', '.join(OWN)}; given {name!r}"
+        )
 
 
 def prepare(path: Path, recipe: dict[str, Any]) -> None:
@@ -261,7 +287,29 @@ def verify_run(path: Path) -> list[str]:
                 raise RunError(f"{path / 'measures' / name} has lost files that checkpoint {step} counts on")
         whole.append(f"checkpoint {step}: every file and tensor has its sha256")
     whole += verify_measures(path)
+    whole += _verify_products(run)
     if run.summary and not saved:
         raise RunError(f"{path} is finished but has no checkpoint")
     whole.append("finished" if run.summary else f"unfinished: synaptome resume {path}")
+    return whole
+
+
+def _verify_products(run: RunRecord) -> list[str]:
+    """Check the products that the summary lists; a line for each, or a RunError that names the file."""
+    whole = []
+    try:
+        listed = {name: (file["bytes"], file["sha256"]) for name, file in run.summary.get("products", {}).items()}
+        for name in listed:
+            check_product_name(name)  # a name may not lead out of the folder
+    except (AttributeError, KeyError, TypeError, ConfigurationError):
+        raise RunError(f"{run.path / 'measures' / 'summary.json'}: 'products' is not what a run writes") from None
+    for name, (size, sha256) in listed.items():
+        file = run.path / name
+        try:
+            content = file.read_bytes()
+        except OSError as error:
+            raise RunError(f"{file} cannot be read: {error.strerror}") from None
+        if (len(content), hashlib.sha256(content).hexdigest()) != (size, sha256):
+            raise RunError(f"{file} is not as it was written (its sha256 differs)")
+        whole.append(f"{name}: {size} bytes, with its sha256")
     return whole

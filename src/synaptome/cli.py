@@ -39,13 +39,11 @@ from synaptome.recipes.demo import DEMO, SEEDS
 from synaptome.recipes.pools import Cluster
 from synaptome.recipes.recipe import Recipe, RunSettings
 from synaptome.recipes.sweep import Cell, Grid, cells, one_for_each_value, prepare_cells, read_grid
-from synaptome.report import group_runs, summary_table, write_report
-from synaptome.report.measured import read_final_of_all
-from synaptome.report.robustness import pruning
-from synaptome.report.table import percent
+from synaptome.report import summary_table
+from synaptome.report.terminal import show
 from synaptome.training import progress
 from synaptome.training.environment import describe_environment
-from synaptome.training.run import RunRecord, read_run, remove_run, verify_run
+from synaptome.training.run import read_run, remove_run, verify_run
 
 _Options = TypeVar("_Options", bound=RunOptions)
 
@@ -60,7 +58,7 @@ def demo(options: DemoOptions) -> None:
                 remove_run(path)
             view = progress.view(options.quiet)
             records.append(running.start(RunSettings(recipe, seed, "cpu", options.threads), path, progress=view))
-    _show(records, options.out / "report.html")
+    show(records, options.out / "report.html")
 
 
 def run(words: Sequence[str]) -> None:
@@ -76,7 +74,7 @@ def run(words: Sequence[str]) -> None:
         return _run_each(running.prepare_seeds(settings, options.seeds, folder), options, folder / "report.html")
     view = progress.view(options.quiet)
     record = running.start(settings, folder, progress=view, checkpoint_seconds=options.checkpoint_seconds)
-    return _show([record], folder / "report.html")
+    return show([record], folder / "report.html")
 
 
 def sweep(words: Sequence[str]) -> None:
@@ -128,7 +126,7 @@ def resume(options: ResumeOptions) -> None:
     view = progress.view(options.quiet)
     seconds = options.checkpoint_seconds
     record = running.resume(paths[0], step=options.checkpoint, progress=view, checkpoint_seconds=seconds)
-    return _show([record], options.run / "report.html")
+    return show([record], options.run / "report.html")
 
 
 def report(options: ReportOptions) -> None:
@@ -137,7 +135,7 @@ def report(options: ReportOptions) -> None:
         raise ConfigurationError("report takes at least one run folder, such as runs/demo/dense")
     records = [read_run(path) for path in _run_folders(options.runs)]
     beside = Path("comparison.html") if len(options.runs) > 1 else options.runs[0] / "report.html"
-    _show(records, options.out or beside)
+    show(records, options.out or beside)
 
 
 def verify(options: VerifyOptions) -> None:
@@ -375,27 +373,6 @@ def _run_each(
         failure = error
     finished = [record for record in map(read_run, paths) if record.summary]
     if finished:
-        _show(finished, destination)
+        show(finished, destination)
     if failure is not None:
         raise failure
-
-
-def _show(records: Sequence[RunRecord], destination: Path) -> None:
-    """Print the table of the runs, write their report, and say where it is."""
-    Console().print(summary_table(records))
-    _show_pruned(records)
-    print(f"report: {write_report(records, destination, tell=_warn)}")
-
-
-def _show_pruned(records: Sequence[RunRecord]) -> None:
-    """Print a line for each group of runs that were tested without their weakest connections."""
-    groups = group_runs(records)
-    measured = read_final_of_all(groups, "pruning")[0]  # what is damaged there, the report tells
-    for curve in (curve for figure in pruning(groups, measured) for curve in figure.chart.curves):
-        tested = (f"{100 * rate:g} %: {percent(accuracy)}" for rate, accuracy in zip(curve.x, curve.y, strict=True))
-        whose = f"{curve.label}: " if len(groups) > 1 else ""
-        print(f"{whose}test accuracy without the weakest {'; '.join(tested)}")
-
-
-def _warn(problem: str) -> None:
-    print(f"synaptome: left out of the report: {problem}", file=sys.stderr)

@@ -127,8 +127,8 @@ def test_the_gif_beside_the_page_has_the_same_frames_and_names_the_step(tmp_path
     assert times[:8] == [160] * 8
     assert times[8] > 400
     first = figure_of("connections-film", *runs)
-    values = np.array([each.values[0, 0] for each in first.heat.panels[0].maps])
-    expected = colormaps["viridis"]((values - first.heat.low) / (first.heat.high - first.heat.low))[:, :3] * 255
+    values = np.array([each.values[0, 0] for each in first.table.panels[0].maps])
+    expected = colormaps["viridis"]((values - first.table.low) / (first.table.high - first.table.low))[:, :3] * 255
     assert np.abs(np.array(colours) - expected).max() < 8
 
 

@@ -185,6 +185,100 @@ BIBTEX = {
   year    = {1998},
   doi     = {10.1109/5.726791},
 }""",
+    "haber2017": """\
+@article{haber2017,
+  title   = {Stable architectures for deep neural networks},
+  author  = {Haber, Eldad and Ruthotto, Lars},
+  journal = {Inverse Problems},
+  volume  = {34},
+  number  = {1},
+  pages   = {014004},
+  year    = {2017},
+  doi     = {10.1088/1361-6420/aa9a90},
+}""",
+    "haber2018": """\
+@inproceedings{haber2018,
+  title     = {Learning Across Scales -- Multiscale Methods for Convolution Neural Networks},
+  author    = {Haber, Eldad and Ruthotto, Lars and Holtham, Elliot and Jun, Seong-Hwan},
+  booktitle = {Proceedings of the AAAI Conference on Artificial Intelligence},
+  volume    = {32},
+  number    = {1},
+  year      = {2018},
+  note      = {arXiv:1703.02009},
+}""",
+    "chang2018": """\
+@inproceedings{chang2018,
+  title     = {Reversible Architectures for Arbitrarily Deep Residual Neural Networks},
+  author    = {Chang, Bo and Meng, Lili and Haber, Eldad and Ruthotto, Lars and Begert, David and Holtham, Elliot},
+  booktitle = {Proceedings of the AAAI Conference on Artificial Intelligence},
+  volume    = {32},
+  number    = {1},
+  year      = {2018},
+  note      = {arXiv:1709.03698},
+}""",
+    "galimberti2021": """\
+@misc{galimberti2021,
+  title         = {{Hamiltonian} Deep Neural Networks Guaranteeing Non-vanishing Gradients by Design},
+  author        = {Galimberti, Clara Luc{\\'i}a and Furieri, Luca and Xu, Liang and Ferrari-Trecate, Giancarlo},
+  year          = {2021},
+  eprint        = {2105.13205},
+  archiveprefix = {arXiv},
+}""",
+    "onken2019": """\
+@misc{onken2019,
+  title        = {{DynamicBlocks}: A Generalized {ResNet} Architecture},
+  author       = {Onken, Derek and Novikov, Simion and Treister, Eran and Haber, Eldad and Ruthotto, Lars},
+  year         = {2019},
+  howpublished = {Software},
+  url          = {https://github.com/EmoryMLIP/DynamicBlocks},
+}""",
+    "scellier2017": """\
+@article{scellier2017,
+  title   = {Equilibrium Propagation: Bridging the Gap between Energy-Based Models and Backpropagation},
+  author  = {Scellier, Benjamin and Bengio, Yoshua},
+  journal = {Frontiers in Computational Neuroscience},
+  volume  = {11},
+  pages   = {24},
+  year    = {2017},
+  doi     = {10.3389/fncom.2017.00024},
+}""",
+    "scellier2018": """\
+@misc{scellier2018,
+  title         = {Generalization of Equilibrium Propagation to Vector Field Dynamics},
+  author        = {Scellier, Benjamin and Goyal, Anirudh and Binas, Jonathan and Mesnard, Thomas and Bengio, Yoshua},
+  year          = {2018},
+  eprint        = {1808.04873},
+  archiveprefix = {arXiv},
+}""",
+    "farinha2020": """\
+@misc{farinha2020,
+  title         = {Equilibrium Propagation for Complete Directed Neural Networks},
+  author        = {Farinha, Matilde Tristany and Pequito, S{\\'e}rgio and Santos, Pedro A. and
+                   Figueiredo, M{\\'a}rio A. T.},
+  year          = {2020},
+  eprint        = {2006.08798},
+  archiveprefix = {arXiv},
+}""",
+    "laborieux2021": """\
+@article{laborieux2021,
+  title   = {Scaling Equilibrium Propagation to Deep {ConvNets} by Drastically Reducing Its Gradient Estimator Bias},
+  author  = {Laborieux, Axel and Ernoult, Maxence and Scellier, Benjamin and Bengio, Yoshua and Grollier, Julie and
+             Querlioz, Damien},
+  journal = {Frontiers in Neuroscience},
+  volume  = {15},
+  pages   = {633674},
+  year    = {2021},
+  doi     = {10.3389/fnins.2021.633674},
+}""",
+    "scurria2026": """\
+@misc{scurria2026,
+  title         = {Equilibrium Propagation for Non-Conservative Systems},
+  author        = {Scurria, Antonino Emanuele and Vanden Abeele, Dimitri and Mognetti, Bortolo Matteo and
+                   Massar, Serge},
+  year          = {2026},
+  eprint        = {2602.03670},
+  archiveprefix = {arXiv},
+}""",
     "xiao2017": """\
 @misc{xiao2017,
   title         = {{Fashion-MNIST}: a Novel Image Dataset for Benchmarking Machine Learning Algorithms},
@@ -224,7 +318,13 @@ BIBTEX = {
 }""",
 }
 
-DATA_SETS = {"mnist": "lecun1998", "fashion": "xiao2017", "cifar10": "krizhevsky2009", "digits": "alpaydin1998"}
+DATA_SETS = {
+    "mnist": "lecun1998",
+    "fashion": "xiao2017",
+    "cifar10": "krizhevsky2009",
+    "digits": "alpaydin1998",
+    **dict.fromkeys(("ellipses", "swiss-roll", "circle", "peaks"), "haber2017"),
+}
 
 
 def cited(runs: Sequence[RunRecord]) -> tuple[list[str], list[str]]:

@@ -60,13 +60,31 @@ _AXES = {
     "changed": 0,
     "score_edges": 1,
     "score_counts": 1,
+    "time": 1,
+    "eigenvalues": 3,
+    "abscissa": 2,
+    "norms": 1,
+    "total": 1,
+    "steps": 1,
+    "points": 3,
+    "labels": 1,
+    "variance": 1,
+    "width": 0,
+    "classes": 2,
+    "extent": 2,
+    "examples": 2,
+    "std": 1,
+    "change": 2,
 }
 _MOST_BINS = degree_bins(2**62)
-_ENTRIES = dict.fromkeys(("signs", "masks", "weights"), (3, 3)) | {
-    "out_degree": (1, _MOST_BINS),
-    "in_degree": (1, _MOST_BINS),
-}  # of the last axis
-_LIMITS = dict.fromkeys(("masks", "weights", "score_counts"), (0.0, math.inf)) | {"changed": (0.0, 1.0)}
+_PAIRS = ("eigenvalues", "points", "variance", "extent", "examples")
+_ENTRIES = (
+    dict.fromkeys(("signs", "masks", "weights"), (3, 3))
+    | dict.fromkeys(("out_degree", "in_degree"), (1, _MOST_BINS))
+    | dict.fromkeys(_PAIRS, (2, 2))
+)  # of the last axis
+_POSITIVE = ("masks", "weights", "score_counts", "norms", "labels", "classes", "std", "change")
+_LIMITS = dict.fromkeys(_POSITIVE, (0.0, math.inf)) | dict.fromkeys(("changed", "variance"), (0.0, 1.0))
 
 
 @dataclass(frozen=True)

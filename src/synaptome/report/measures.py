@@ -8,39 +8,24 @@ from importlib import resources
 from typing import Protocol, TypeVar
 from urllib.parse import quote
 
-from synaptome.report import activity, connections, connectivity, modes, weights
+from synaptome.report import activity, connections, connectivity, modes, stability, weights
 from synaptome.report.chart_figures import ChartFigure
-from synaptome.report.film import FilmFigure
+from synaptome.report.depth_study import DepthFigure, depth_study
+from synaptome.report.film import FilmFigure, Table
 from synaptome.report.line_figures import LineFigure
 from synaptome.report.markup import Html, join, tag
 from synaptome.report.measured import MOST_GROUPS, read, read_all, read_final_of_all
+from synaptome.report.regions import regions
 from synaptome.report.robustness import pruning, robustness
 from synaptome.report.table import Group
 from synaptome.report.text import plural
+from synaptome.report.trajectories import trajectories
 
 _T = TypeVar("_T")
 
 
-class MeasureFigure(Protocol):
+class MeasureFigure(Table, Protocol):
     """What every figure here can say of itself."""
-
-    @property
-    def name(self) -> str:
-        """Stem of the CSV file."""
-
-    @property
-    def heading(self) -> str:
-        """The quantity."""
-
-    @property
-    def note(self) -> str:
-        """What a reader should know; may be empty."""
-
-    def legend(self) -> Html:
-        """What colours and lines stand for."""
-
-    def csv_text(self) -> str:
-        """The data."""
 
     def drawings(self, prefix: str) -> list[tuple[str, list[tuple[str, Html]]]]:
         """Rows `(title, drawings)`, each drawing with the label of its group; ids begin with `prefix`."""
@@ -84,14 +69,22 @@ def find(groups: Sequence[Group]) -> Found:
         return found[0]
 
     found, wired = taken(read(groups, "spectra")), taken(read(groups, "connections"))
-    failing, pruned, graphs = (
-        taken(read_final_of_all(groups, name)) for name in ("robustness", "pruning", "connections")
+    failing, pruned, graphs, noisy = (
+        taken(read_final_of_all(groups, name)) for name in ("robustness", "pruning", "connections", "noise")
     )
-    gated = taken(read_all(groups, "connectivity"))
-    firsts = [runs[0] for runs in gated]
+    gated, flowing = taken(read_all(groups, "connectivity")), taken(read_all(groups, "stability"))
+    firsts, starts = ([runs[0] for runs in each] for each in (gated, flowing))
     measured, sparse, learned = found[:MOST_GROUPS], wired[:MOST_GROUPS], firsts[:MOST_GROUPS]
+    stable = starts[:MOST_GROUPS]
     themes: dict[str, Sequence[MeasureFigure]] = {
-        "Robustness": [*robustness(groups, failing), *pruning(groups, pruned)],
+        "Depth": depth_study(groups),
+        "Features": [*regions(stable), *trajectories(stable)],
+        "Stability": [*stability.eigenvalues(stable), *stability.over_depth(groups, flowing[:MOST_GROUPS])],
+        "Robustness": [
+            *robustness(groups, failing, "range" if gated else "std"),
+            *pruning(groups, pruned),
+            *stability.noise(groups, noisy),
+        ],
         "Connections": [
             *connections.maps(sparse),
             *connections.profile(groups, graphs),
@@ -112,8 +105,8 @@ def find(groups: Sequence[Group]) -> Found:
     }
     return Found(
         {title: tuple(figures) for title, figures in themes.items() if figures},
-        tuple(dict.fromkeys((each.group, each.run) for each in (*measured, *sparse, *learned))),
-        tuple(dict.fromkeys(each.group for kind in (found, wired, firsts) for each in kind[MOST_GROUPS:])),
+        tuple(dict.fromkeys((each.group, each.run) for each in (*measured, *sparse, *learned, *stable))),
+        tuple(dict.fromkeys(each.group for kind in (found, wired, firsts, starts) for each in kind[MOST_GROUPS:])),
         len(groups) > 1,
         any(len(group.runs) > 1 for group in groups),
         tuple(dict.fromkeys(problems)),
@@ -164,7 +157,7 @@ def _said(found: Found) -> list[str]:
 
 
 def _over_all(figure: MeasureFigure) -> bool:
-    return isinstance(figure, ChartFigure) or (isinstance(figure, LineFigure) and figure.banded)
+    return isinstance(figure, ChartFigure | DepthFigure) or (isinstance(figure, LineFigure) and figure.banded)
 
 
 def _card(figure: MeasureFigure, address: str, prefix: str, several: bool) -> Html:

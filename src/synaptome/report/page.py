@@ -11,6 +11,7 @@ from urllib.parse import quote
 from synaptome.report import citations, figures, measures
 from synaptome.report.curves import Chart
 from synaptome.report.markup import Html, join, preformatted, table, tag
+from synaptome.report.populations import population_section
 from synaptome.report.table import ACCURACY, TEXT_COLUMNS, Group, Row, columns, group_row, score_text
 from synaptome.report.text import ABSENT, clean, flatten, number, plural, show
 
@@ -49,6 +50,7 @@ def render(
     body = [
         tag("header", tag("h1", title), tag("p", _headline(groups, rows), class_="headline"), *_notices(runs, names)),
         _results(rows),
+        *([networks] if (networks := population_section(groups)) else []),
         _curves(groups, charts),
         *([measures.section(found, addresses)] if found else []),
         _configuration(groups),

@@ -1,0 +1,47 @@
+"""What a command prints of finished runs: the table, what it leaves no room for, and where the report is."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from synaptome.report.measured import read_final_of_all
+from synaptome.report.populations import population_table
+from synaptome.report.robustness import pruning
+from synaptome.report.table import Group, group_runs, percent, summary_table
+from synaptome.report.writing import write_report
+from synaptome.training.run import RunRecord
+
+
+def show(records: Sequence[RunRecord], destination: Path) -> None:
+    """Print the tables of the runs, write their report, and say where it is.
+
+    Args:
+        records: at least one.
+        destination: of the report, an HTML file.
+
+    Raises:
+        RunError: the report cannot be written; or the measures of a population of networks are damaged.
+    """
+    console, groups = Console(), group_runs(records)
+    console.print(summary_table(records))
+    if (networks := population_table(groups)) is not None:
+        console.print(networks)
+    _show_pruned(groups)
+    print(f"report: {write_report(records, destination, tell=_warn)}")
+
+
+def _show_pruned(groups: Sequence[Group]) -> None:
+    """Print a line for each group of runs that were tested without their weakest connections."""
+    measured = read_final_of_all(groups, "pruning")[0]  # what is damaged there, the report tells
+    for curve in (curve for figure in pruning(groups, measured) for curve in figure.chart.curves):
+        tested = (f"{100 * rate:g} %: {percent(accuracy)}" for rate, accuracy in zip(curve.x, curve.y, strict=True))
+        whose = f"{curve.label}: " if len(groups) > 1 else ""
+        print(f"{whose}test accuracy without the weakest {'; '.join(tested)}")
+
+
+def _warn(problem: str) -> None:
+    print(f"synaptome: left out of the report: {problem}", file=sys.stderr)

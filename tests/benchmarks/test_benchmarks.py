@@ -214,42 +214,62 @@ def test_trainer_epochs_quick_says_when_its_examples_are_synthetic(tmp_path):
         assert float(row["per_second"]) > 0
 
 
+def alike(contestants, notes):
+    """Measurements of the same contestants, by their notes."""
+    return [(note, contestants) for note in notes]
+
+
 # One of them shows, in the fast tier, that scripts run.
 @pytest.mark.parametrize(
-    ("script", "contestants", "notes"),
+    ("script", "measured"),
     [
-        ("linear_theory", ["explicit", "cpu", "exact"], ["N = 100"] * 2),
+        ("linear_theory", alike(["explicit", "cpu", "exact"], ["N = 100"] * 2)),
         *(
             pytest.param(*row, marks=pytest.mark.slow)
             for row in (
-                ("learned_step", ["dense", "naive", *METHODS], ["20-30-10"] * 2),
-                ("learned_sparse", ["dense", "learned", "sparse"], ["lenet"] * 10 + ["conv2"] * 2),
-                ("failing_linear", ["explicit", "reference", "cpu", "dense"], ["forward", "forward + backward"]),
+                ("learned_step", alike(["dense", "naive", *METHODS], ["20-30-10"] * 2)),
+                ("learned_sparse", alike(["dense", "learned", "sparse"], ["lenet"] * 10 + ["conv2"] * 2)),
+                ("failing_linear", alike(["explicit", "reference", "cpu", "dense"], ["forward", "forward + backward"])),
                 (
                     "failing_conv2d",
-                    ["explicit", "one-by-one", "reference", "cpu", "gaussian", "plain"],
-                    ["forward", "forward + backward"],
+                    alike(
+                        ["explicit", "one-by-one", "reference", "cpu", "gaussian", "plain"],
+                        ["forward", "forward + backward"],
+                    ),
                 ),
                 (
                     "failing_sparse",
-                    ["failing-sparse", "failing-dense", "sparse", "explicit"],
-                    ["forward", "forward + backward"],
+                    alike(["failing-sparse", "failing-dense", "sparse", "explicit"], ["forward", "forward + backward"]),
                 ),
-                ("sparse_conv2d", ["sparse", "masked", "dense"], ["forward", "forward + backward"] * 5),
-                ("sparse_crossover", ["sparse", "dense"], [f"width {width}" for width in (16, 16, 32, 32)]),
-                ("sparse_evolution", ["cpu", "reference", "training"], ["set/random", "magnitude/gradient"]),
-                ("sparse_scale", ["step", "change", "build"], ["20-3000-3000-3000-10"]),
-                ("sparse_step", ["sparse", "dense", "masked", "csr", "gather"], ["20-30-10"] * 8),
+                (
+                    "stable_depth",
+                    [
+                        *alike(["naive", "fused"], ["euler", "antisymmetric"]),
+                        *alike(["naive", "fused", "reversible"], ["leapfrog", "verlet", "hamiltonian"]),
+                    ],
+                ),
+                (
+                    "relaxation",
+                    [
+                        *alike(["notebook", "one product", "all steps", "fused"], ["one network: XOR"]),
+                        *alike(["all steps", "fused"], ["100 networks: XOR"]),
+                    ],
+                ),
+                ("sparse_conv2d", alike(["sparse", "masked", "dense"], ["forward", "forward + backward"] * 5)),
+                ("sparse_crossover", alike(["sparse", "dense"], [f"width {width}" for width in (16, 16, 32, 32)])),
+                ("sparse_evolution", alike(["cpu", "reference", "training"], ["set/random", "magnitude/gradient"])),
+                ("sparse_scale", alike(["step", "change", "build"], ["20-3000-3000-3000-10"])),
+                ("sparse_step", alike(["sparse", "dense", "masked", "csr", "gather"], ["20-30-10"] * 8)),
             )
         ),
     ],
 )
 @pytest.mark.filterwarnings("ignore:Sparse:UserWarning")  # torch calls its own sparse tensors a beta
-def test_quick_measures_every_contestant(tmp_path, monkeypatch, script, contestants, notes):
+def test_quick_measures_every_contestant(tmp_path, monkeypatch, script, measured):
     monkeypatch.setenv("SYNAPTOME_BACKEND", "cpu")  # scripts change it; it is put back
     monkeypatch.setattr(sys, "argv", [script, "--quick", "--threads", "1", "--out", str(tmp_path)])
     importlib.import_module(script).main()
     with (tmp_path / f"{script.replace('_', '-')}.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [row["contestant"] for row in rows] == contestants * len(notes)
-    assert [row["note"].partition(",")[0] for row in rows] == [note for note in notes for _ in contestants]
+    found = [(row["note"].partition(",")[0], row["contestant"]) for row in rows]
+    assert found == [(note, contestant) for note, contestants in measured for contestant in contestants]

@@ -1,29 +1,35 @@
 """Weights of which only the presence or the sign is learned: `W ∘ f(s)` of weights W and scores s, in one pass.
 
 f is a step function, whose derivative is 0 wherever it exists. Its straight-through gradient (Bengio, Léonard &
-Courville 2013) takes 1 for that derivative, so that `dL/ds = dL/d(W ∘ f(s)) ∘ W`, whether a synapse is there or not.
+Courville 2013) takes for that derivative the one of a smooth g, so that `dL/ds = dL/d(W ∘ f(s)) ∘ W ∘ g'(s)`, whether a
+synapse is there or not.
 
-| rule | f(s) of a synapse | amount |
-|---|---|---|
-| `positive` | 1 where s > 0, else 0 | |
-| `rescaled` | the same, times size / (1 + number of those); the gradient leaves this factor out | |
-| `sign` | -1 where s < 0, else 1 | |
-| `ternary` | 1 where s > amount, -1 where s < -amount, else 0 | at least 0 |
-| `top` | 1 for the round(amount * size) largest scores, of equal ones the first, else 0 | in (0, 1] |
-| `bernoulli` | 1 with probability s, else 0: where a number of the key's sequence, in units of 2^-24, is below s | |
+| rule | f(s) of a synapse | amount | g(s) |
+|---|---|---|---|
+| `positive` | 1 where s > 0, else 0 | | s |
+| `rescaled` | the same, times size / (1 + number of those); the gradient leaves this factor out | | s |
+| `sign` | -1 where s < 0, else 1 | | s |
+| `ternary` | 1 where s > amount, -1 where s < -amount, else 0 | at least 0 | s |
+| `top` | 1 for the round(amount * size) largest abs(s), of equal ones the first, else 0 | in (0, 1] | abs(s) |
+| `bernoulli` | 1 with probability σ(s), else 0: where a draw in [0, 1) is below that | | σ(s) |
 
-A function of autograd in Python, beside an operation in Python, would cost a layer as much as its product does. So the
-gradient is one of torch's own: that of `s ∘ W`, over whose numbers, which its gradient does not need, the operation
-writes `W ∘ f(s)`.
+The n-th draw for `bernoulli`, in units of 2^-24, is the leading 24 bits of half a number of the key's sequence (see
+`synaptome.kernels.randomness`): of the low half of number n / 2 if n is even, else of the high half of (n - 1) / 2.
+
+Forward writes W ∘ f(s) and backward its gradient, each in one pass over its operands. Where torch traces a program, an
+operator stands in for the first, and torch's own operations for the second.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C import _are_functorch_transforms_active
+from torch._C._functorch import is_legacy_batchedtensor
 
 from synaptome.errors import ConfigurationError
 from synaptome.kernels import randomness
@@ -54,52 +60,129 @@ def learned_weight(weight: Tensor, scores: Tensor, rule: str, amount: float = 0.
         )
     if weight.requires_grad:
         return weight * learned_mask(scores, rule, amount, key)
-    return _over(scores * weight, weight, scores, rule, amount, key)
+    return _gated(weight, scores, rule, amount, key)
 
 
 def learned_mask(scores: Tensor, rule: str, amount: float = 0.0, key: Tensor | None = None) -> Tensor:
-    """f(s), of the shape and dtype of the scores, with the straight-through gradient 1; see `learned_weight`."""
-    return _over(scores.clone(), scores.new_ones(()).expand(scores.shape), scores, rule, amount, key)
+    """f(s), of the shape and dtype of the scores, with the straight-through gradient g'(s); see `learned_weight`."""
+    return _gated(torch.ones_like(scores, requires_grad=False), scores, rule, amount, key)
 
 
-def mask_sum(scores: Tensor, rule: str) -> Tensor:
-    """The sum of f(s), 0-d, for `positive` or `sign`; its straight-through gradient is 1."""
-    total = scores.sum()
-    _written("mask_sum", total.detach(), scores.detach(), rule)
+def mask_sum(scores: Sequence[Tensor], rules: Sequence[str], factors: Sequence[float]) -> Tensor:
+    """`Σ factor * sum f(s)` over tensors of scores, 0-d; its straight-through gradient by each is its factor.
+
+    Args:
+        scores: at least one tensor, of any shapes.
+        rules: of each, `positive` or `sign`.
+        factors: of each.
+    """
+    if torch.compiler.is_compiling():
+        each = zip(scores, rules, factors, strict=True)
+        return sum((f * (_mask_sum(s, rule) + (s - s.detach()).sum()) for s, rule, f in each), scores[0].new_zeros(()))
+    total: Tensor = _MaskSum.apply(rules, factors, *scores)  # type: ignore[no-untyped-call]
     return total
 
 
-def _over(result: Tensor, weight: Tensor, scores: Tensor, rule: str, amount: float, key: Tensor | None) -> Tensor:
-    """`result`, whose gradient stays what it is, with the numbers `W ∘ f(s)`."""
-    numbers, scores = result.detach(), scores.detach()
-    if rule == "positive":  # torch's own kernel of it, known as the gradient of `torch.nn.functional.threshold`
-        torch.ops.aten.threshold_backward.grad_input(weight, scores, 0.0, grad_input=numbers)
-    else:
-        _written("learned_weight", numbers, weight, scores, rule, amount, key)
-    return result
+def _gated(weight: Tensor, scores: Tensor, rule: str, amount: float, key: Tensor | None) -> Tensor:
+    if is_plain(weight):
+        gated: Tensor = _Gate.apply(weight, scores, rule, amount, key)  # type: ignore[no-untyped-call]
+        return gated
+    g = SMOOTH[rule](scores) if rule in SMOOTH else scores
+    if torch.compiler.is_compiling() or not _are_functorch_transforms_active():
+        return OPERATORS["learned_weight"](weight, g, rule, amount, key)  # type: ignore[no-any-return]
+    # Transforms differentiate torch's own operations only.
+    return weight * (RULES[rule](g.detach(), amount, key).to(weight.dtype) + (g - g.detach()))
 
 
-def _written(name: str, result: Tensor, *operands: Any) -> None:
-    """Call an operation that writes its result: where nothing traces it, without torch's dispatcher.
+def is_plain(weight: Tensor) -> bool:
+    """Whether nothing traces or transforms what is done with a weight, so that torch's dispatcher can be passed by.
 
     Its way back into Python takes longer than the operation on a small layer.
     """
-    if type(result) is Tensor and not torch.compiler.is_compiling():
-        implementation(name, operands[0])(result, *operands)
-    else:
-        OPERATORS[name](result, *operands)
+    return type(weight) is Tensor and not torch.compiler.is_compiling() and not _are_functorch_transforms_active()
 
 
+def gate(weight: Tensor, scores: Tensor, rule: str, amount: float, key: Tensor | None) -> tuple[Tensor, Tensor]:
+    """`W ∘ f(s)` of a plain weight, and what its gradient is made of: g(s) for `bernoulli`, else the scores."""
+    kept = scores.sigmoid() if rule == "bernoulli" else scores
+    return implementation("learned_weight", scores)(weight, kept, rule, amount, key), kept
+
+
+def gate_grad(grad: Tensor, weight: Tensor, scores: Tensor, kept: Tensor, rule: str, own: bool) -> Tensor:
+    """`grad ∘ W ∘ g'(s)`, by torch's own operations where it is to be differentiated again, or of a batch of gradients.
+
+    Args:
+        grad, weight, scores: of one shape.
+        kept: of `gate`.
+        rule: of `gate`.
+        own: whether the result may overwrite grad.
+    """
+    if torch.is_grad_enabled() or is_legacy_batchedtensor(grad):
+        straight = grad * weight
+        return straight * SLOPES[rule](scores) if rule in SLOPES else straight
+    if rule not in SLOPES:
+        return grad.mul_(weight) if own else grad * weight
+    by_scores = grad if own and grad.is_contiguous() else grad.clone(memory_format=torch.contiguous_format)
+    implementation("learned_weight_grad", weight)(by_scores, weight, kept, rule)
+    return by_scores
+
+
+class _Gate(torch.autograd.Function):
+    """`W ∘ f(s)` of a plain weight, with its gradient by the scores."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, scores: Tensor, rule: str, amount: float, key: Tensor | None) -> Tensor:
+        gated, kept = gate(weight, scores, rule, amount, key)
+        ctx.rule = rule
+        ctx.save_for_backward(weight, scores, kept)
+        return gated
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        weight, scores, kept = ctx.saved_tensors
+        return None, gate_grad(grads[0], weight, scores, kept, ctx.rule, own=False), None, None, None
+
+
+class _StraightThrough(torch.autograd.Function):
+    """The operator below, with its gradient by g(s)."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, *operands: Any) -> Tensor:
+        ctx.save_for_backward(weight)
+        with torch._C._AutoDispatchBelowAutograd():
+            return OPERATORS["learned_weight"](weight, *operands)  # type: ignore[no-any-return]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (weight,) = ctx.saved_tensors
+        return None, grads[0] * weight, None, None, None
+
+
+class _MaskSum(torch.autograd.Function):
+    """`Σ factor * sum f(s)` with its gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, rules: Sequence[str], factors: Sequence[float], *scores: Tensor) -> Tensor:
+        ctx.factors, ctx.shapes = factors, [s.shape for s in scores]
+        each = zip(scores, rules, factors, strict=True)
+        total = sum(factor * implementation("mask_sum", s)(s, rule) for s, rule, factor in each)
+        return torch.as_tensor(total, dtype=scores[0].dtype, device=scores[0].device)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        by_scores = ((grads[0] * factor).expand(shape) for factor, shape in zip(ctx.factors, ctx.shapes, strict=True))
+        return None, None, *by_scores
+
+
+# `W ∘ f(s)`, where g(s) is given for s.
 OPERATORS = {
-    name: operator(name, schema, lambda *_: None)
-    for name, schema in (
-        (
-            "learned_weight",
-            "(Tensor(a!) result, Tensor weight, Tensor scores, str rule, float amount, Tensor? key) -> ()",
-        ),
-        ("mask_sum", "(Tensor(a!) result, Tensor scores, str rule) -> ()"),
+    "learned_weight": operator(
+        "learned_weight",
+        "(Tensor weight, Tensor scores, str rule, float amount, Tensor? key) -> Tensor",
+        lambda weight, *_: torch.empty_like(weight),
     )
 }
+torch.library.impl("synaptome::learned_weight", "Autograd", _StraightThrough.apply)
 
 
 def _rescaled(scores: Tensor, amount: float, key: Tensor | None) -> Tensor:
@@ -108,17 +191,18 @@ def _rescaled(scores: Tensor, amount: float, key: Tensor | None) -> Tensor:
 
 
 def _top(scores: Tensor, amount: float, key: Tensor | None) -> Tensor:
-    return smallest(-scores.reshape(-1), round(amount * scores.numel())).view(scores.shape)
+    return smallest(-scores.abs().reshape(-1), round(amount * scores.numel())).view(scores.shape)
 
 
-def _bernoulli(scores: Tensor, amount: float, key: Tensor | None) -> Tensor:
+def _bernoulli(probabilities: Tensor, amount: float, key: Tensor | None) -> Tensor:
     assert key is not None  # the layer's own
-    bits = randomness.sequence(key, 0, scores.numel()) >> (64 - DRAW_BITS)
-    draws = (bits & ((1 << DRAW_BITS) - 1)).view(scores.shape)  # a shift of int64 keeps the sign
-    return draws.double() * 2.0**-DRAW_BITS < scores
+    numbers = randomness.sequence(key, 0, (probabilities.numel() + 1) // 2)
+    halves = torch.stack((numbers, numbers >> 32), 1).view(-1)[: probabilities.numel()]
+    draws = halves >> (32 - DRAW_BITS) & ((1 << DRAW_BITS) - 1)
+    return draws.view(probabilities.shape).double() * 2.0**-DRAW_BITS < probabilities
 
 
-# f(s) by rule, of scores, amount and key.
+# f(s) by rule, of scores, amount and key; for `bernoulli`, of g(s).
 RULES: dict[str, Callable[[Tensor, float, Tensor | None], Tensor]] = {
     "positive": lambda scores, amount, key: scores > 0,
     "rescaled": _rescaled,
@@ -128,26 +212,50 @@ RULES: dict[str, Callable[[Tensor, float, Tensor | None], Tensor]] = {
     "bernoulli": _bernoulli,
 }
 
+# g by rule, where it is not the identity, and g'.
+SMOOTH: dict[str, Callable[[Tensor], Tensor]] = {"top": torch.abs, "bernoulli": torch.sigmoid}
+SLOPES: dict[str, Callable[[Tensor], Tensor]] = {
+    "top": torch.sign,
+    "bernoulli": lambda scores: scores.sigmoid() * (1 - scores.sigmoid()),
+}
+
+
+@cache  # an import statement at every call would cost a small layer some of its time
+def _cpu() -> Any:
+    from synaptome.kernels import learned_weight_cpu
+
+    return learned_weight_cpu
+
 
 @implements("learned_weight", "reference")
-def _gate(result: Tensor, weight: Tensor, scores: Tensor, rule: str, amount: float, key: Tensor | None) -> None:
-    torch.mul(weight, RULES[rule](scores, amount, key).to(weight.dtype), out=result)
+def _written(weight: Tensor, scores: Tensor, rule: str, amount: float, key: Tensor | None) -> Tensor:
+    return torch.mul(weight, RULES[rule](scores, amount, key).to(weight.dtype), out=torch.empty_like(weight))
 
 
 @implements("learned_weight", "cpu")
-def _gate_cpu(result: Tensor, weight: Tensor, scores: Tensor, rule: str, amount: float, key: Tensor | None) -> None:
-    from synaptome.kernels import learned_weight_cpu
+def _written_cpu(weight: Tensor, scores: Tensor, rule: str, amount: float, key: Tensor | None) -> Tensor:
+    return _cpu().gate(weight, scores, rule, amount, key)  # type: ignore[no-any-return]
 
-    learned_weight_cpu.gate(result, weight, scores, rule, amount, key)
+
+@implements("learned_weight_grad", "reference")
+def _scaled(grad: Tensor, weight: Tensor, kept: Tensor, rule: str) -> None:
+    grad.mul_(weight)
+    if rule == "top":
+        grad.mul_(kept.sign())
+    else:
+        grad.mul_(1 - kept).mul_(kept)  # in the order of torch's gradient of the sigmoid
+
+
+@implements("learned_weight_grad", "cpu")
+def _scaled_cpu(grad: Tensor, weight: Tensor, kept: Tensor, rule: str) -> None:
+    _cpu().scale_grad(grad, weight, kept, rule)
 
 
 @implements("mask_sum", "reference")
-def _mask_sum(result: Tensor, scores: Tensor, rule: str) -> None:
-    result.copy_(RULES[rule](scores, 0.0, None).sum())
+def _mask_sum(scores: Tensor, rule: str) -> Tensor:
+    return RULES[rule](scores, 0.0, None).sum()
 
 
 @implements("mask_sum", "cpu")
-def _mask_sum_cpu(result: Tensor, scores: Tensor, rule: str) -> None:
-    from synaptome.kernels import learned_weight_cpu
-
-    learned_weight_cpu.mask_sum(result, scores, rule)
+def _mask_sum_cpu(scores: Tensor, rule: str) -> int:
+    return _cpu().mask_sum(scores, rule)  # type: ignore[no-any-return]

@@ -1,8 +1,4 @@
-"""Learned weights on the CPU, by Numba: `W ∘ f(s)` in one pass over both, in vector code and without a branch.
-
-The largest scores are found by a threshold, which takes no sort (after Floyd & Rivest 1975, "Expected time bounds for
-selection"): a sample brackets it, two more numbers interpolated within the bracket narrow that, and what is then left
-between them, a few hundred, is partitioned. Each step counts in a pass at the speed of the memory.
+"""Learned weights on the CPU, by Numba: `W ∘ f(s)` and its gradient in one pass each, in vector code without a branch.
 
 Imported when a CPU tensor asks for it, and compiled at the first call; the machine code is kept on disk where Numba
 finds a folder that it may write.
@@ -10,167 +6,134 @@ finds a folder that it may write.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 import numba
 import numpy as np
+import torch
 from torch import Tensor
 
+from synaptome.kernels import threads
 from synaptome.kernels.compiled import compiled
 from synaptome.kernels.failing_linear_cpu import GOLDEN_64, row_bits
-from synaptome.kernels.threads import in_threads
+from synaptome.kernels.largest_cpu import COUNTED, counting, threshold_of
+from synaptome.kernels.vectors import numbers_at
 
-LINE = 16  # scores that are sampled together, since they come from the memory together
-SAMPLE = 1024  # scores that bracket the threshold
-DEVIATIONS = 4  # of a rank that was estimated, on both sides of it
-FEW = 64  # scores that are partitioned, rather than bracketed once more
-ROUNDS = 5  # of which three or four do where scores lie evenly, and none helps where they are equal
-BLOCK = 64  # scores that are passed over at once if none of them is looked for
+BLOCK = 128  # scores whose random numbers are made at a time: an even number
+
+NUMBERS = {torch.float32: np.float32, torch.float64: np.float64}
 
 
-def gate(result: Tensor, weight: Tensor, scores: Tensor, rule: str, amount: float, key: Tensor | None) -> None:
-    """Write `W ∘ f(s)`, in float32 or float64; see `synaptome.kernels.learned_weight`."""
-    target = result if result.is_contiguous() else result.new_empty(result.shape)
-    y, w, s = (operand.contiguous().numpy().reshape(-1) for operand in (target, weight, scores))
-    if rule == "top":
-        number, excess = _threshold(s, round(amount * len(s)))
-        _run(_from, w, s, y, number)
-        if excess:
-            y[np.flatnonzero(s == number)[-excess:]] = 0
+def gate(weight: Tensor, scores: Tensor, rule: str, amount: float, key: Tensor | None) -> Tensor:
+    """`W ∘ f(s)`, in float32 or float64; see `synaptome.kernels.learned_weight`."""
+    w, s = weight.contiguous(), scores.contiguous()
+    y, number, size = torch.empty_like(w), NUMBERS[w.dtype], s.numel()
+    places = w.data_ptr(), s.data_ptr(), y.data_ptr()
+    if rule in SIMPLE:
+        _run(SIMPLE[rule], size, *places, number(amount))
     elif rule == "rescaled":
-        _run(_scaled, w, s, y, w.dtype.type(len(s) / (1 + _count_signs(s)[0])))
-    elif rule == "bernoulli":
-        assert key is not None  # the layer's own
-        _run(_bernoulli, w, s, y, key.numpy())
+        _run(_scaled, size, *places, number(size / (1 + _count_signs(places[1], size, number(0))[0])))
+    elif rule == "top":
+        threshold, excess = threshold_of(places[1], size, round(amount * size), number(0))
+        _run(_from, size, *places, number(threshold))
+        _leave_out(*places[1:], size, excess, number(threshold))
     else:
-        _run({"sign": _sign, "ternary": _ternary}[rule], w, s, y, s.dtype.type(amount))
-    if target is not result:
-        result.copy_(target)
+        assert key is not None  # the layer's own
+        key = key.contiguous()
+        blocks = -(-size // BLOCK)
+        operands = (*places, number(0), key.data_ptr(), size)
+        threads.in_threads(lambda start, stop: _bernoulli(*operands, start, stop), blocks, size)
+    return y if w is weight else torch.empty_like(weight).copy_(y)
 
 
-def _run(kernel: Callable[..., None], w: Any, s: Any, y: Any, number: Any) -> None:
-    in_threads(lambda start, stop: kernel(w, s, y, number, start, stop), len(s), len(s))
+def scale_grad(grad: Tensor, weight: Tensor, kept: Tensor, rule: str) -> None:
+    """Multiply a contiguous gradient by W and g'(s), for `top` of the scores s, for `bernoulli` of σ(s)."""
+    w, s = weight.contiguous(), kept.contiguous()
+    kernel = _scale_by_sign if rule == "top" else _scale_by_slope
+    _run(kernel, s.numel(), w.data_ptr(), s.data_ptr(), grad.data_ptr(), NUMBERS[w.dtype](1))
 
 
-def mask_sum(result: Tensor, scores: Tensor, rule: str) -> None:
-    """Write the sum of f(s) for `positive` or `sign`."""
-    positive, negative = _count_signs(scores.contiguous().numpy().reshape(-1))
-    result.fill_(positive if rule == "positive" else scores.numel() - 2 * negative)
+def _run(kernel: Callable[..., None], size: int, *operands: Any) -> None:
+    if size < threads.LEAST_WORK:  # as `in_threads` would, but the way there takes longer than a small layer
+        kernel(*operands, 0, size)
+    else:
+        threads.in_threads(lambda start, stop: kernel(*operands, start, stop), size, size)
+
+
+def mask_sum(scores: Tensor, rule: str) -> int:
+    """The sum of f(s) for `positive` or `sign`."""
+    scores = scores.contiguous()
+    size = scores.numel()
+    positive, negative = _count_signs(scores.data_ptr(), size, NUMBERS[scores.dtype](0))
+    return int(positive if rule == "positive" else size - 2 * negative)
 
 
 @compiled
-def _threshold(scores, count):  # type: ignore[no-untyped-def]
-    """The largest number that at least `count` scores are not below, NaN for none; and how many more are not.
-
-    It lies from `low` on, and below `high`, which is NaN for no bound. There are `many` scores from low on, `few` from
-    high on, and `few < count <= many`.
-    """
-    low, high = scores.dtype.type(-np.inf), scores.dtype.type(np.nan)
-    many, few = len(scores), 0
-    if count == 0:
-        return high, 0
-    lower, upper = _sampled(scores, count)
-    for _ in range(ROUNDS):
-        from_lower, from_upper = _count_from(scores, lower, upper)
-        if from_lower < count:
-            high, few = lower, from_lower
-        else:
-            low, many = lower, from_lower
-            if from_upper < count:
-                high, few = upper, from_upper
-            else:
-                low, many = upper, from_upper
-        if many - few <= FEW or not np.isfinite(high - low):
+def _leave_out(scores_address, result_address, size, excess, threshold):  # type: ignore[no-untyped-def]
+    """Of the scores that are the threshold in size, leave out the last."""
+    scores, result = numbers_at(scores_address, size, threshold), numbers_at(result_address, size, threshold)
+    for i in range(size - 1, -1, -1):
+        if excess == 0:
             break
-        # As if the candidates lay evenly between low and high: the deviation of a rank is largest in the middle.
-        step = (np.float64(high) - np.float64(low)) / (many - few)
-        margin = DEVIATIONS * math.sqrt(many - few) / 2
-        lower = max(low, scores.dtype.type(low + step * (many - count - margin)))
-        upper = min(high, scores.dtype.type(low + step * (many - count + margin)))
-    left = np.sort(_between(scores, low, high, many - few))
-    if len(left) == 0:  # where scores are not numbers
-        return low, 0
-    first = max(0, len(left) - (count - few))
-    threshold, excess = left[first], 0
-    while first > excess and left[first - excess - 1] == threshold:
-        excess += 1
-    return threshold, excess
+        if abs(scores[i]) == threshold:
+            result[i] = 0
+            excess -= 1
 
 
-@numba.njit(inline="always")
-def _sampled(scores, count):  # type: ignore[no-untyped-def]
-    """Two numbers between which the score that `count` are not below lies most likely."""
-    sample = np.empty(min(len(scores), SAMPLE), scores.dtype)
-    lines = len(sample) // LINE
-    for i in range(len(sample)):
-        line, place = i // LINE, i % LINE
-        sample[i] = scores[len(scores) // LINE * line // lines * LINE + place] if line < lines else scores[i]
-    sample = np.sort(sample)
-    share = 1 - count / len(scores)
-    margin = DEVIATIONS * math.sqrt(share * (1 - share) * len(sample)) + 1
-    first, last = math.floor(share * len(sample) - margin), math.ceil(share * len(sample) + margin)
-    lower = sample[first] if first >= 0 else scores.dtype.type(-np.inf)
-    return lower, sample[last] if last < len(sample) else scores.dtype.type(np.nan)
-
-
-@numba.njit
-def _count_from(scores, lower, upper):  # type: ignore[no-untyped-def]
-    """How many scores are not below either number."""
-    from_lower, from_upper = 0, 0
-    for i in range(len(scores)):
-        from_lower += scores[i] >= lower
-        from_upper += scores[i] >= upper
-    return from_lower, from_upper
-
-
-@numba.njit
-def _between(scores, low, high, size):  # type: ignore[no-untyped-def]
-    """The scores from low on and not from high on, of which there are at most `size`."""
-    found = np.empty(size, scores.dtype)
-    number = 0
-    for start in range(0, len(scores), BLOCK):
-        block = scores[start : start + BLOCK]
-        from_low, from_high = _count_from(block, low, high)
-        if from_low > from_high:
-            for i in range(len(block)):
-                if block[i] >= low and not block[i] >= high:
-                    found[number] = block[i]
-                    number += 1
-    return found[:number]
-
-
-@compiled
-def _count_signs(scores):  # type: ignore[no-untyped-def]
+@counting
+def _count_signs(address, size, like):  # type: ignore[no-untyped-def]
     """How many scores are positive, and how many negative."""
+    scores = numbers_at(address, size, like)
+    one, zero = scores.dtype.type(1), scores.dtype.type(0)
     positive, negative = 0, 0
-    for i in range(len(scores)):
-        positive += scores[i] > 0
-        negative += scores[i] < 0
+    for start in range(0, size, COUNTED):
+        block = scores[start : start + COUNTED]
+        above, below = zero, zero
+        for i in range(len(block)):
+            above += one if block[i] > 0 else zero
+            below += one if block[i] < 0 else zero
+        positive += int(above)
+        negative += int(below)
     return positive, negative
 
 
 # In slices, because a loop from any start would ask of every index whether it is negative, and not be vector code.
 
 
+@numba.njit(inline="always")
+def _parts(weight, scores, result, like, start, stop):  # type: ignore[no-untyped-def]
+    return (
+        numbers_at(weight, stop, like)[start:],
+        numbers_at(scores, stop, like)[start:],
+        numbers_at(result, stop, like)[start:],
+    )
+
+
+@compiled
+def _positive(weight, scores, result, like, start, stop):  # type: ignore[no-untyped-def]
+    w, s, y = _parts(weight, scores, result, like, start, stop)
+    for i in range(len(y)):
+        y[i] = w[i] if s[i] > 0 else w.dtype.type(0)
+
+
 @compiled
 def _scaled(weight, scores, result, scale, start, stop):  # type: ignore[no-untyped-def]
-    w, s, y = weight[start:stop], scores[start:stop], result[start:stop]
+    w, s, y = _parts(weight, scores, result, scale, start, stop)
     for i in range(len(y)):
         y[i] = w[i] * scale if s[i] > 0 else w.dtype.type(0)
 
 
 @compiled
-def _sign(weight, scores, result, _, start, stop):  # type: ignore[no-untyped-def]
-    w, s, y = weight[start:stop], scores[start:stop], result[start:stop]
+def _sign(weight, scores, result, like, start, stop):  # type: ignore[no-untyped-def]
+    w, s, y = _parts(weight, scores, result, like, start, stop)
     for i in range(len(y)):
         y[i] = -w[i] if s[i] < 0 else w[i]
 
 
 @compiled
 def _ternary(weight, scores, result, threshold, start, stop):  # type: ignore[no-untyped-def]
-    w, s, y = weight[start:stop], scores[start:stop], result[start:stop]
+    w, s, y = _parts(weight, scores, result, threshold, start, stop)
     for i in range(len(y)):
         inverted = -w[i] if s[i] < -threshold else w.dtype.type(0)
         y[i] = w[i] if s[i] > threshold else inverted
@@ -178,9 +141,25 @@ def _ternary(weight, scores, result, threshold, start, stop):  # type: ignore[no
 
 @compiled
 def _from(weight, scores, result, threshold, start, stop):  # type: ignore[no-untyped-def]
-    w, s, y = weight[start:stop], scores[start:stop], result[start:stop]
+    w, s, y = _parts(weight, scores, result, threshold, start, stop)
     for i in range(len(y)):
-        y[i] = w[i] if s[i] >= threshold else w.dtype.type(0)
+        y[i] = w[i] if abs(s[i]) >= threshold else w.dtype.type(0)
+
+
+@compiled
+def _scale_by_sign(weight, scores, grad, like, start, stop):  # type: ignore[no-untyped-def]
+    w, s, y = _parts(weight, scores, grad, like, start, stop)
+    for i in range(len(y)):
+        straight = y[i] * w[i]
+        negated = -straight if s[i] < 0 else w.dtype.type(0)
+        y[i] = straight if s[i] > 0 else negated
+
+
+@compiled
+def _scale_by_slope(weight, probabilities, grad, one, start, stop):  # type: ignore[no-untyped-def]
+    w, p, y = _parts(weight, probabilities, grad, one, start, stop)
+    for i in range(len(y)):
+        y[i] = y[i] * w[i] * (one - p[i]) * p[i]  # in the order of torch's gradient of the sigmoid
 
 
 @numba.njit(inline="always")
@@ -191,10 +170,23 @@ def _mixed(state):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _bernoulli(weight, scores, result, key, start, stop):  # type: ignore[no-untyped-def]
-    w, s, y = weight[start:stop], scores[start:stop], result[start:stop]
+def _bernoulli(weight, scores, result, like, key_address, size, first, last):  # type: ignore[no-untyped-def]
+    """Blocks from the first on, until the last. The halves of a number of the key's sequence decide two synapses."""
+    start, stop = first * BLOCK, min(last * BLOCK, size)
+    w, s, y = _parts(weight, scores, result, like, start, stop)
+    key = numbers_at(key_address, 2, np.int64(0))
     base = _mixed(_mixed(np.uint64(key[0])) + np.uint64(GOLDEN_64) * np.uint64(key[1]))  # `randomness.base`
+    sequence = np.empty(BLOCK // 2, np.uint64)
+    halves = sequence.view(np.int32)
     unit = w.dtype.type(2.0**-24)
-    for i in range(len(y)):
-        high = row_bits(base, start + i)[1]
-        y[i] = w[i] if w.dtype.type(high >> np.uint32(8)) * unit < s[i] else w.dtype.type(0)
+    for block in range(0, len(y), BLOCK):
+        number = np.uint64(1 + (start + block) // 2)
+        for i in range(len(sequence)):
+            sequence[i] = _mixed(base + np.uint64(GOLDEN_64) * (number + np.uint64(i)))
+        w_block, s_block, y_block = w[block : block + BLOCK], s[block : block + BLOCK], y[block : block + BLOCK]
+        for i in range(len(y_block)):
+            draw = halves[i] >> np.int32(8) & np.int32(0xFFFFFF)  # a shift of int32 keeps the sign
+            y_block[i] = w_block[i] if w.dtype.type(draw) * unit < s_block[i] else w.dtype.type(0)
+
+
+SIMPLE = {"positive": _positive, "sign": _sign, "ternary": _ternary}  # rules that take the amount, or ignore it

@@ -8,9 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import numba
 from llvmlite import ir
 from llvmlite.binding import get_host_cpu_features
 from numba.core import types
+from numba.extending import intrinsic
 
 _FEATURES = get_host_cpu_features()
 REGISTER_BYTES = 64 if _FEATURES.get("avx512f") else 32 if _FEATURES.get("avx") else 16
@@ -108,3 +110,23 @@ class Code:
 def size_of(pointer: Any) -> int:
     """Bytes of the numbers that a pointer points to."""
     return 4 if isinstance(pointer.type.pointee, ir.FloatType) else 8
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _pointer(typing: Any, address: Any, like: Any) -> Any:
+    """An address as a pointer to numbers of the type of another."""
+
+    def generate(context: Any, build: Any, signature: Any, arguments: Any) -> Any:
+        return build.inttoptr(arguments[0], context.get_value_type(signature.return_type))
+
+    pointer: Any = types.CPointer  # type: ignore[attr-defined]  # which Numba adds as it loads
+    return pointer(like)(address, like), generate
+
+
+@numba.njit(inline="always")
+def numbers_at(address, size, like):  # type: ignore[no-untyped-def]
+    """The array of `size` numbers, of the type of another number, at the address of a tensor's data.
+
+    To make arrays of the tensors of a small layer would take longer than its kernel does.
+    """
+    return numba.carray(_pointer(address, like), size)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from synaptome.kernels.convolution import Pair
+from synaptome.kernels.learned_linear import learned_linear
 from synaptome.synapses.failing_conv import conv2d_arguments
 from synaptome.synapses.learned_rules import Learned
 from synaptome.synapses.learned_weight import LearnedWeight
@@ -51,8 +52,11 @@ class LearnedLinear(LearnedWeight, nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[..., in_features]` to `[..., out_features]`."""
-        product = F.linear if self.failures is None else self.failures.linear
-        return product(x, self.effective_weight(), self.bias)
+        if self.failures is not None:
+            return self.failures.linear(x, self.effective_weight(), self.bias)
+        if self.training:
+            return learned_linear(x, self.weight, self.scores, self.bias, *self._draw())
+        return F.linear(x, self.inference_weight(), self.bias)
 
     @staticmethod
     def _arguments(layer: Any) -> tuple[Any, ...]:

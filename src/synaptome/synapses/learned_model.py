@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from synaptome.errors import ConfigurationError
+from synaptome.kernels.learned_weight import mask_sum
 from synaptome.synapses.learned_weight import Connectivity, LearnedWeight
 
 
@@ -20,8 +21,12 @@ def penalty(model: nn.Module) -> Tensor:
     Its straight-through gradient is `alpha / size` for each score of a layer. With alpha below 0 it rewards synapses
     that stay as they are (Ivan & Florian 2020). The sum over no layers is 0.
     """
-    layers = [m for m in model.modules() if isinstance(m, LearnedWeight) and m.learned.alpha is not None]
-    return sum((layer.penalty() for layer in layers[1:]), layers[0].penalty()) if layers else torch.zeros(())
+    layers = [module for module in model.modules() if isinstance(module, LearnedWeight)]
+    penalised = [(m.scores, m.learned.rule, m.learned.alpha) for m in layers if m.learned.alpha is not None]
+    if not penalised:
+        return torch.zeros(())
+    scores, rules, alphas = zip(*penalised, strict=True)
+    return mask_sum(scores, rules, [alpha / max(1, s.numel()) for s, alpha in zip(scores, alphas, strict=True)])
 
 
 def connectivity(model: nn.Module) -> dict[str, Connectivity]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from synaptome.errors import ConfigurationError
-from synaptome.kernels.learned_weight import learned_mask, learned_weight, mask_sum
+from synaptome.kernels.learned_weight import learned_mask, learned_weight
 from synaptome.synapses.failing import Failures
 from synaptome.synapses.learned_rules import Learned
 
@@ -72,6 +72,8 @@ class LearnedWeight(nn.Module):
 
     def _give_weight(self, weight: Tensor, learned: Learned) -> None:
         self.learned, self._rule, self._amount = learned, learned.rule, learned.amount  # looked up at every pass
+        self._thresholded = "positive" if learned.rule == "bernoulli" else learned.rule  # by which f(s) is no draw
+        self._expected = learned.inference == "expected"
         del self.weight
         if not learned.train_weights:
             self.register_buffer("weight", weight.detach())
@@ -102,33 +104,26 @@ class LearnedWeight(nn.Module):
 
     def effective_weight(self) -> Tensor:
         """`W ∘ f(s)`, in the shape of the weight, with the straight-through gradient; in training a new draw."""
-        if self._rule != "bernoulli" or not self.training:
-            return self.inference_weight()
-        key = torch.stack((self.stream, self.counter))
-        self.counter.add_(1)
-        return learned_weight(self.weight, self.scores.sigmoid(), "bernoulli", key=key)
+        return learned_weight(self.weight, self.scores, *self._draw()) if self.training else self.inference_weight()
 
     def inference_weight(self) -> Tensor:
         """The effective weight at inference, in the shape of the weight."""
-        if self.learned.inference == "expected":
+        if self._expected:
             return self.weight * self.scores.sigmoid()
-        return learned_weight(self.weight, *self._thresholded())
+        return learned_weight(self.weight, self.scores, self._thresholded, self._amount)
 
-    def _thresholded(self) -> tuple[Tensor, str, float]:
-        """The scores, rule and amount by which f(s) is no draw: of a supermask, what is likelier there than not."""
-        if self._rule == "top":
-            return self.scores.abs(), "top", self._amount
-        return self.scores, "positive" if self._rule == "bernoulli" else self._rule, self._amount
-
-    def penalty(self) -> Tensor:
-        """`alpha * mean f(s)`, 0-d, of a minimal method; its straight-through gradient is alpha / size."""
-        assert self.learned.alpha is not None  # asked of minimal methods only
-        return mask_sum(self.scores, self._rule) * (self.learned.alpha / max(1, self.scores.numel()))
+    def _draw(self) -> tuple[str, float, Tensor | None]:
+        """The rule, amount and key of a pass in training; of a supermask, a new draw."""
+        if self._rule != "bernoulli":
+            return self._rule, self._amount, None
+        key = torch.stack((self.stream, self.counter))
+        self.counter.add_(1)
+        return "bernoulli", 0.0, key
 
     @torch.no_grad()
     def mask(self) -> Tensor:
         """The sign of f(s), int8 in the shape of the weight; of a supermask 1 for the likelier synapses."""
-        return learned_mask(*self._thresholded()).sign_().to(torch.int8)
+        return learned_mask(self.scores, self._thresholded, self._amount).sign_().to(torch.int8)
 
     def check_mask(self, mask: Tensor) -> None:
         """Refuse a mask that no scores of this layer stand for; see `set_mask`."""

@@ -75,7 +75,7 @@ class SweepOptions(RunOptions):
 
 @dataclass(frozen=True)
 class DemoOptions:
-    """Train digits with dense and with failing synapses, and compare.
+    """Train digits with each kind of synapse, and compare.
 
     Args:
         out: folder of the runs and the report; runs that an earlier demo left there are replaced.

@@ -331,14 +331,16 @@ def test_demo_compares_kinds_of_synapse_on_real_digits():
     def alike(names, rows):
         return len({tuple(getattr(DEMO[row], name) for name in names) for row in rows}) == 1
 
-    weights = DEMO.keys() - {"learned"}  # the rows that train weights: one network, as many synapses
-    assert alike(("data", "epochs", "batch", "activation"), DEMO)
+    weights = DEMO.keys() - {"learned", "stable"}  # the rows that train weights: one network, as many synapses
+    assert alike(("data", "epochs", "batch"), DEMO)
+    assert alike(("activation",), DEMO.keys() - {"stable"})
     assert alike(("validation", "optimization"), weights)
     made = {row: recipe.experiment(0, torch.device("cpu"), None) for row, recipe in DEMO.items()}
     assert {len(experiment.data.validation) for experiment in made.values()} == {144}
     synapses = {row: count_synapses(experiment.rule.model).synapses for row, experiment in made.items()}
-    assert synapses == dict.fromkeys(weights, 7400) | {"learned": 50_200}
-    assert len({experiment.synapse for experiment in made.values()}) == len(DEMO) == 5
+    assert synapses == dict.fromkeys(weights, 7400) | {"learned": 50_200, "stable": synapses["stable"]}
+    assert made["stable"].rule.model.depth == 16
+    assert len({experiment.synapse for experiment in made.values()}) == len(DEMO) == 6
 
 
 @pytest.mark.slow

@@ -21,6 +21,6 @@ DEMO: dict[str, Recipe] = {
     "evolving": EvolvingSparsity(hidden=(500,), density=0.2, epochs=EPOCHS, validation=0.1, optimization=OPTIMIZATION),
     # LeNet-300-100 whose random weights stay, with the optimizer of the paper; as many images held out as above.
     "learned": LearnedConnectivity(method="free-flipping", data="digits", batch=100, epochs=EPOCHS, validation=144),
-    # 16 layers that are steps of a differential equation.
-    "stable": StableNetworks(data="digits", epochs=EPOCHS // 2, validation=0.1),
+    # 16 layers that are steps of a differential equation, with an optimizer that serves them.
+    "stable": StableNetworks(data="digits", batch=100, epochs=EPOCHS, validation=0.1),
 }

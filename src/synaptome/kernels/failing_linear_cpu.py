@@ -24,9 +24,9 @@ from numba.extending import intrinsic
 from torch import Tensor
 
 from synaptome.kernels import randomness
+from synaptome.kernels.splitmix import drawn
 from synaptome.kernels.threads import in_threads
 
-GOLDEN_64 = 0x9E3779B97F4A7C15
 GOLDEN_32 = np.uint32(0x9E3779B1)
 EXAMPLES_AT_ONCE = 8  # a row of the weights is used for so many examples while it is in the first-level cache
 
@@ -75,7 +75,7 @@ def _run(
 ) -> None:
     out_features, in_features = weight_shape
     arrays = [operand.detach().contiguous().numpy() for operand in operands]
-    first_row = GOLDEN_64 * examples.start * out_features
+    first_row = randomness.GOLDEN_64 * examples.start * out_features
     base = np.uint64((randomness.base(key).item() + first_row) % 2**64)
     steps = GOLDEN_32 * np.arange((in_features + 1) // 2, dtype=np.uint32)
     limit = np.uint32(randomness.threshold(failure))
@@ -138,10 +138,7 @@ def _high_survives(typing: Any, draws: Any, limit: Any) -> Any:
 @numba.njit(inline="always")  # type: ignore[untyped-decorator]
 def row_bits(base: np.uint64, number: int) -> Any:
     """The 64 random bits of a row of the mask: splitmix64."""
-    z = base + np.uint64(GOLDEN_64) * np.uint64(1 + number)
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    z = z ^ (z >> np.uint64(31))
+    z = drawn(base, number)
     return np.uint32(z), np.uint32(z >> np.uint64(32))
 
 

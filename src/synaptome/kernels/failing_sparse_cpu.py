@@ -29,8 +29,9 @@ from torch import Tensor
 
 from synaptome.kernels import randomness
 from synaptome.kernels.compiled import compiled
-from synaptome.kernels.failing_linear_cpu import GOLDEN_32, GOLDEN_64, row_bits
+from synaptome.kernels.failing_linear_cpu import GOLDEN_32, row_bits
 from synaptome.kernels.sparse_cpu import row_at
+from synaptome.kernels.splitmix import base_of
 from synaptome.kernels.threads import in_threads
 from synaptome.kernels.vectors import BOTH, CONTRACT, MOST, REGISTER_BYTES, TOGETHER, Code
 
@@ -223,19 +224,6 @@ def _column_grads(typing, by_values, by_x, values, x, grad, permutation, indices
 
 
 @numba.njit(inline="always")
-def _mixed(state):  # type: ignore[no-untyped-def]
-    """The finaliser of splitmix64."""
-    low, high = row_bits(state, -1)
-    return np.uint64(high) << np.uint64(32) | np.uint64(low)
-
-
-@numba.njit(inline="always")
-def _base(key):  # type: ignore[no-untyped-def]
-    """`randomness.base`: torch would take longer for it than a small product."""
-    return _mixed(_mixed(np.uint64(key[0])) + np.uint64(GOLDEN_64) * np.uint64(key[1]))
-
-
-@numba.njit(inline="always")
 def _words(base, words, row, outputs, first, count):  # type: ignore[no-untyped-def]
     """The two words `[2, count]` of an output and of the examples from `first` on."""
     for example in range(count):
@@ -246,7 +234,7 @@ def _words(base, words, row, outputs, first, count):  # type: ignore[no-untyped-
 
 @compiled
 def _all_words(key, words, begin, end):  # type: ignore[no-untyped-def]
-    base = _base(key)
+    base = base_of(key[0], key[1])
     for row in range(begin, end):
         _words(base, words[row], row, len(words), 0, words.shape[2])
 
@@ -254,7 +242,7 @@ def _all_words(key, words, begin, end):  # type: ignore[no-untyped-def]
 @compiled
 def _product(values, x, bias, starts, indices, y, key, biased, half, limit, lanes, begin, end):  # type: ignore[no-untyped-def]
     outputs, batch = y.shape
-    base = _base(key)
+    base = base_of(key[0], key[1])
     zero = x.dtype.type(0)
     words = np.empty((2, lanes * MOST), np.uint32)
     first_row, last_row = row_at(starts, begin), row_at(starts, end)

@@ -1,4 +1,4 @@
-"""Products of small matrices with `[features, examples]`, and tanh, written in LLVM's own vectors for `flow_cpu`.
+"""Products of small matrices with `[features, examples]`, and tanh, written in LLVM's own vectors.
 
 A tile of the result, some rows by some vectors of examples, stays in registers while the features that it sums over go
 by. Rows have a number of examples that is a multiple of every processor's vector.
@@ -109,7 +109,7 @@ def _activate(typing, sums, bias, kind, width, examples):  # type: ignore[no-unt
         code = Code(context, build, signature, arguments)
         sums, bias, kind, width, examples = code.operands
         lanes = REGISTER_BYTES // size_of(sums)
-        for number, function in ((TANH, _tanh), (RELU, _relu)):
+        for number, function in ((TANH, tanh), (RELU, _relu)):
             asked = build.icmp_signed("==", kind, code.integer(number))
             with build.if_then(asked), cgutils.for_range(build, width) as loop:
                 start = code.filled(build.load(build.gep(bias, [loop.index])), lanes)
@@ -170,7 +170,7 @@ def _relu(code: Code, x: Any) -> Any:
     return code.build.select(code.build.fcmp_ordered("<", x, zero), zero, x)  # keeps what is no number
 
 
-def _tanh(code: Code, x: Any) -> Any:
+def tanh(code: Code, x: Any) -> Any:
     """The hyperbolic tangent of each lane; see above."""
     build, lanes = code.build, x.type.count
     size = 4 if isinstance(x.type.element, ir.FloatType) else 8

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from synaptome.kernels import threads
 from synaptome.kernels.compiled import compiled
-from synaptome.kernels.failing_linear_cpu import GOLDEN_64, row_bits
 from synaptome.kernels.largest_cpu import COUNTED, counting, threshold_of
+from synaptome.kernels.splitmix import base_of, drawn
 from synaptome.kernels.vectors import numbers_at
 
 BLOCK = 128  # scores whose random numbers are made at a time: an even number
@@ -162,27 +162,20 @@ def _scale_by_slope(weight, probabilities, grad, one, start, stop):  # type: ign
         y[i] = y[i] * w[i] * (one - p[i]) * p[i]  # in the order of torch's gradient of the sigmoid
 
 
-@numba.njit(inline="always")
-def _mixed(state):  # type: ignore[no-untyped-def]
-    """The finaliser of splitmix64."""
-    low, high = row_bits(state, -1)
-    return np.uint64(high) << np.uint64(32) | np.uint64(low)
-
-
 @compiled
 def _bernoulli(weight, scores, result, like, key_address, size, first, last):  # type: ignore[no-untyped-def]
     """Blocks from the first on, until the last. The halves of a number of the key's sequence decide two synapses."""
     start, stop = first * BLOCK, min(last * BLOCK, size)
     w, s, y = _parts(weight, scores, result, like, start, stop)
     key = numbers_at(key_address, 2, np.int64(0))
-    base = _mixed(_mixed(np.uint64(key[0])) + np.uint64(GOLDEN_64) * np.uint64(key[1]))  # `randomness.base`
+    base = base_of(key[0], key[1])
     sequence = np.empty(BLOCK // 2, np.uint64)
     halves = sequence.view(np.int32)
     unit = w.dtype.type(2.0**-24)
     for block in range(0, len(y), BLOCK):
-        number = np.uint64(1 + (start + block) // 2)
+        number = (start + block) // 2
         for i in range(len(sequence)):
-            sequence[i] = _mixed(base + np.uint64(GOLDEN_64) * (number + np.uint64(i)))
+            sequence[i] = drawn(base, number + i)
         w_block, s_block, y_block = w[block : block + BLOCK], s[block : block + BLOCK], y[block : block + BLOCK]
         for i in range(len(y_block)):
             draw = halves[i] >> np.int32(8) & np.int32(0xFFFFFF)  # a shift of int32 keeps the sign

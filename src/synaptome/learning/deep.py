@@ -14,7 +14,7 @@ from synaptome.errors import ConfigurationError, NumericError
 from synaptome.kernels.relax import NOT_FINITE, Relaxed
 from synaptome.learning.plasticity import NUDGINGS, Plasticity, contrasted_changes, timed_changes
 from synaptome.networks.complete import largest_dt
-from synaptome.networks.population import SIGNS, STARTS, Population
+from synaptome.networks.population import SIGNS, STARTS, Couplings, Population
 from synaptome.networks.states import state_named
 from synaptome.networks.success import HELD_EPOCHS, predicted_right, squared_error
 
@@ -62,13 +62,14 @@ class PopulationLearning:
         """
         targets = self._targets(batch)
         model, success, epoch = self.population, self.population.success, self.epoch + 1
-        free = model.relax(model.initial(batch.inputs, STARTS, epoch))
+        couplings = model.couplings()
+        free = model.relax(model.initial(batch.inputs, STARTS, epoch), couplings=couplings)
         outputs = model.outputs(free.state)
         success.record_diverged(epoch, _finite(free))
         if not success.finite.any():
             raise NumericError(f"none of the {len(model)} networks is finite any more")
         success.record(epoch, squared_error(outputs, targets), self._right(outputs, targets))
-        weights, biases, finite = self._changes(free, outputs, targets)
+        weights, biases, finite = self._changes(couplings, free, outputs, targets)
         values, present = self._learned(model.at_connections(weights))
         success.record_diverged(epoch, finite & values.isfinite().all(1))
         kept = success.finite.unsqueeze(1)
@@ -100,8 +101,10 @@ class PopulationLearning:
         self.model.load_state_dict(state["model"])
         self.epoch = state["epoch"]
 
-    def _changes(self, free: Relaxed, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """ΔW and Δb at rate 1, `[P, N, N]` and `[P, N]`, and which networks were finite all the time."""
+    def _changes(
+        self, couplings: Couplings, free: Relaxed, outputs: Tensor, targets: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """ΔW and Δb at rate 1, `[P, N, N]` and `[P, N]`, and which networks were finite while they were nudged."""
         model, how = self.population, self.plasticity
         taught = torch.ones_like(outputs[..., 0])
         if how.margin is not None:
@@ -112,12 +115,13 @@ class PopulationLearning:
         betas = (how.beta_0, how.beta_1) if how.rule == "deep" else None
         sent = model.activities(free.state)
         neurons = model.sizes.neurons
-        finite = _finite(free)
+        finite = torch.ones_like(outputs[:, 0, 0], dtype=torch.bool)
         weights, biases = sent.new_zeros(len(model), neurons, neurons), sent.new_zeros(len(model), neurons)
         phases = NUDGINGS[how.nudging]
         for sign in phases:
             signed = sign * drawn * taught
-            nudged = model.relax(free.state, targets, how.beta * signed, steps=how.steps, betas=betas)
+            nudge = how.beta * signed
+            nudged = model.relax(free.state, targets, nudge, steps=how.steps, betas=betas, couplings=couplings)
             finite = finite & _finite(nudged)
             if how.rule == "deep":
                 changes = timed_changes(nudged.trace, sent, model.activities(nudged.state), how.steps, how.beta_1)
@@ -163,14 +167,14 @@ class PopulationLearning:
         finite = self.population.success.finite
         return {
             "loss": error[finite].median().item() if finite.any() else math.nan,
-            "accuracy": (right * finite).mean().item(),
+            "accuracy": (right @ finite.double()).item() / len(finite),
             "solved": share((right == 1) & finite),
         }
 
 
 def share(networks: Tensor) -> float:
     """The share of networks `[P]` for which something holds."""
-    return networks.double().mean().item()
+    return int(networks.count_nonzero()) / len(networks)
 
 
 def _finite(relaxed: Relaxed) -> Tensor:

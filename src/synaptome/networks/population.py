@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -11,12 +12,24 @@ from torch import Tensor, nn
 
 from synaptome.data.streams import stream
 from synaptome.errors import ConfigurationError, unknown
-from synaptome.kernels.randomness import GOLDEN_64, base, splitmix64
 from synaptome.kernels.relax import ACTIVITIES, Relaxed, relax
 from synaptome.networks.complete import LEAKS, Sizes, check_connections, complete_connections
 from synaptome.networks.success import Success
 
 STARTS, EVALUATION, REMOVALS, SIGNS = range(4)  # what random numbers are for: each has a stream of its own
+
+
+class Couplings(NamedTuple):
+    """What the neurons of a population do to each other, as long as it does not learn.
+
+    Attributes:
+        weight: W, float64 `[P, N, N]`, from row to column.
+        bias, leak: of free neurons, float64 `[P, hidden + outputs]`.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    leak: Tensor
 
 
 class Population(nn.Module):
@@ -121,16 +134,23 @@ class Population(nn.Module):
         """What free neurons leak, `[P, hidden + outputs]`, given `weight`."""
         return LEAKS[self.leak_kind](weight)[:, self.sizes.inputs :]
 
+    def couplings(self) -> Couplings:
+        """Those of the weights and biases as they are."""
+        weight = self.weight
+        bias = weight.new_zeros(len(self), self.sizes.free) if self.bias is None else self.bias.detach()
+        return Couplings(weight, bias, self.leak(weight))
+
     def at_connections(self, matrices: Tensor) -> Tensor:
         """Of matrices `[P, N, N]` the entries of the allowed connections, `[P, connections]`."""
         return matrices[:, self.source, self.target]
 
     def uniform(self, purpose: int, epoch: int, count: int) -> Tensor:
         """Each network's own random numbers in [0, 1) for a purpose in an epoch, float64 `[P, count]`."""
-        counters = torch.full_like(self.seeds, 4 * epoch + purpose)
-        numbers = base(torch.stack((self.seeds, counters))).unsqueeze(1)
-        numbers = splitmix64(numbers + GOLDEN_64 * (1 + torch.arange(count, device=numbers.device)))
-        return (numbers >> 11 & (1 << 53) - 1).double() * 2.0**-53
+        from synaptome.kernels.splitmix import uniform
+
+        numbers = np.empty((len(self), count))
+        uniform(self.seeds.cpu().numpy(), 4 * epoch + purpose, numbers)
+        return torch.from_numpy(numbers).to(self.seeds.device)
 
     def initial(self, inputs: Tensor, purpose: int = EVALUATION, epoch: int = 0) -> Tensor:
         """States to start from, `[P, M, N]`, with inputs `[M, inputs]` clamped; free ones are drawn from U(0, spread).
@@ -154,6 +174,7 @@ class Population(nn.Module):
         *,
         steps: int | None = None,
         betas: tuple[float, float] | None = None,
+        couplings: Couplings | None = None,
     ) -> Relaxed:
         """Let states `[P, M, N]` relax, freely or nudged.
 
@@ -163,17 +184,16 @@ class Population(nn.Module):
             nudge: its strength, float64 `[P, M]`.
             steps: at most; those of a free phase if None.
             betas: (beta_0, beta_1) of traces, if these are to be summed.
+            couplings: if they are known already.
         """
         networks, patterns, _ = state.shape
-        weight = self.weight
+        couplings = couplings or self.couplings()
         beta_0, beta_1 = betas or (0.0, 0.0)
         return relax(
             state,
-            weight,
-            weight.new_zeros(networks, self.sizes.free) if self.bias is None else self.bias.detach(),
-            self.leak(weight),
-            weight.new_zeros(patterns, self.sizes.outputs) if targets is None else targets.double(),
-            weight.new_zeros(networks, patterns) if nudge is None else nudge,
+            *couplings,
+            state.new_zeros(patterns, self.sizes.outputs) if targets is None else targets.double(),
+            state.new_zeros(networks, patterns) if nudge is None else nudge,
             inputs=self.sizes.inputs,
             dt=self.dt,
             steps=self.steps if steps is None else steps,

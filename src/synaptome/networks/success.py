@@ -44,14 +44,16 @@ class Success(nn.Module):
 
     def record(self, epoch: int, error: Tensor, right: Tensor) -> None:
         """Note the errors `[P]` and the shares `[P]` of right predictions of an epoch, from 1 on."""
-        self.error = torch.where(self.finite, error, self.error)
-        self.right = torch.where(self.finite, right, 0.0)
-        self.streak = torch.where(self.right == 1, self.streak + 1, 0)
-        self.solved = torch.where((self.solved == 0) & (self.right == 1), epoch, self.solved)
+        finite = self.finite
+        self.error.copy_(torch.where(finite, error, self.error))
+        self.right.copy_(right * finite)
+        solved = self.right == 1
+        self.streak.add_(1).mul_(solved)
+        self.solved.masked_fill_(solved & (self.solved == 0), epoch)
 
     def record_diverged(self, epoch: int, finite: Tensor) -> None:
         """Note which networks `[P]` are still finite in an epoch, from 1 on; one that is not never is again."""
-        self.diverged = torch.where(self.finite & ~finite, epoch, self.diverged)
+        self.diverged.masked_fill_(self.finite & ~finite, epoch)
 
 
 def squared_error(outputs: Tensor, targets: Tensor) -> Tensor:

@@ -12,7 +12,8 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from synaptome.data.dataset import Batch
 from synaptome.errors import NumericError
-from synaptome.learning.loss import Loss, loss_named
+from synaptome.learning.loss import Loss, batch_means, loss_named
+from synaptome.learning.optimization import load_schedule, schedule_state
 from synaptome.synapses.learned_model import check_optimizer
 from synaptome.synapses.predict import predict
 
@@ -77,34 +78,24 @@ class Backprop:
         if self.penalty is not None:
             objective = objective + self.penalty(self.model)
         objective.backward()  # type: ignore[no-untyped-call]
-        return objective.detach(), _means(outputs, values, batch.targets)
+        return objective.detach(), batch_means(outputs, values, batch.targets)
 
     @torch.no_grad()
     def evaluate(self, batch: Batch) -> dict[str, float]:
         """Means over the batch in inference, over as many noisy passes as the synapses ask for."""
         outputs = predict(self.model, batch.inputs).mean
-        return _means(outputs, self.loss.per_example(outputs, batch.targets), batch.targets)
+        return batch_means(outputs, self.loss.per_example(outputs, batch.targets), batch.targets)
 
     def state_dict(self) -> dict[str, Any]:
         """Model, optimizer and schedule."""
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            # Only the numbers: the schedule's function is made anew from the configuration.
-            "scheduler": self.scheduler and {k: v for k, v in self.scheduler.state_dict().items() if k != "lr_lambdas"},
+            "scheduler": schedule_state(self.scheduler),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go back to a state."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-        if self.scheduler is not None:
-            kept = self.scheduler.state_dict()
-            self.scheduler.load_state_dict(kept | state["scheduler"])
-
-
-def _means(outputs: Tensor, values: Tensor, targets: Tensor) -> dict[str, float]:
-    means = {"loss": values.detach().mean().item()}
-    if targets.dtype == torch.int64:
-        means["accuracy"] = (outputs.argmax(1) == targets).sum().item() / len(targets)
-    return means
+        load_schedule(self.scheduler, state["scheduler"])

@@ -52,3 +52,17 @@ def loss_named(name: str) -> Loss:
     if name not in LOSSES:
         raise unknown("loss", name, LOSSES)
     return LOSSES[name]
+
+
+def batch_means(outputs: Tensor, values: Tensor, targets: Tensor) -> dict[str, float]:
+    """What a rule reports of a batch: the mean `loss` and, of classes, the `accuracy`.
+
+    Args:
+        outputs: `[batch, outputs]`.
+        values: the examples' losses `[batch]`.
+        targets: as for `Loss`.
+    """
+    means = {"loss": values.detach().mean().item()}
+    if targets.dtype == torch.int64:
+        means["accuracy"] = (outputs.argmax(1) == targets).sum().item() / len(targets)
+    return means

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from synaptome.errors import ConfigurationError, unknown
 
@@ -120,3 +120,14 @@ class Optimization:
 
 def _has(optimizer: str, option: str) -> bool:
     return option in inspect.signature(OPTIMIZERS[optimizer.lower()]).parameters
+
+
+def schedule_state(scheduler: LRScheduler | None) -> dict[str, Any] | None:
+    """The numbers of a schedule; its function is made anew from the configuration."""
+    return scheduler and {key: value for key, value in scheduler.state_dict().items() if key != "lr_lambdas"}
+
+
+def load_schedule(scheduler: LRScheduler | None, state: dict[str, Any] | None) -> None:
+    """Go back to the numbers of `schedule_state`."""
+    if scheduler is not None and state is not None:
+        scheduler.load_state_dict(scheduler.state_dict() | state)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
@@ -13,6 +12,7 @@ from torch.nn import functional as F
 from synaptome.errors import ConfigurationError, unknown
 from synaptome.networks.dynamics import join
 from synaptome.networks.flow import Flow
+from synaptome.networks.partition import bounds, check_balance
 
 if TYPE_CHECKING:
     from synaptome.networks.stable import StableNetwork
@@ -110,10 +110,5 @@ def blocks(network: StableNetwork, balance: Sequence[int]) -> nn.ModuleList:
             f"blocks own the weights of their layers, which needs one control for each of the {network.depth} layers; "
             f"this network interpolates {network.controls}: leave controls out"
         )
-    if not balance or min(balance) < 1 or sum(balance) != network.depth:
-        raise ConfigurationError(
-            f"balance gives each block its layers, whole numbers from 1 on that sum to the depth, {network.depth}; "
-            f"given {list(balance)}, with the sum {sum(balance)}"
-        )
-    bounds = accumulate(balance, initial=0)
-    return nn.ModuleList(StableBlock(network, first, end) for first, end in pairwise(bounds))
+    check_balance(balance, network.depth)
+    return nn.ModuleList(StableBlock(network, first, end) for first, end in bounds(balance))

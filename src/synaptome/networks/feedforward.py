@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from synaptome.errors import ConfigurationError, unknown
+from synaptome.networks.partition import bounds, check_balance
 from synaptome.synapses.rewire import rewire
 from synaptome.synapses.sparse import SparseLinear
 from synaptome.synapses.sparsity import Sparse
@@ -89,15 +90,64 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[batch, ...]`, flattened to `[batch, inputs]`, to `[batch, outputs]`."""
-        activation = ACTIVATIONS[self.activation]
-        h = x.flatten(1)
-        for layer in self.layers[:-1]:
-            h = activation(layer(h))
-        return OUTPUTS[self.output](self.layers[-1](h))
+        return _through(self.layers, x.flatten(1), self.activation, self.output)
+
+    @property
+    def depth(self) -> int:
+        """The number of layers, the last one among them."""
+        return len(self.layers)
+
+    def split(self, balance: Sequence[int]) -> nn.ModuleList:
+        """The network as blocks of consecutive layers, the very layers of this network, for parallel learning.
+
+        Args:
+            balance: the number of layers in each block; the numbers sum to the depth.
+
+        Returns:
+            Of `FeedForwardBlock`: each applied to what the one before gives, they compute what the network does.
+
+        Raises:
+            ConfigurationError: the numbers are no such.
+        """
+        check_balance(balance, self.depth)
+        last = self.depth
+        return nn.ModuleList(
+            FeedForwardBlock(self.layers[start:stop], self.activation, self.output if stop == last else None)
+            for start, stop in bounds(balance)
+        )
 
     def extra_repr(self) -> str:
         """What `print(network)` says of it."""
         return f"activation={self.activation!r}, output={self.output!r}"
+
+
+class FeedForwardBlock(nn.Module):
+    """Consecutive layers of a feed-forward network, made by `FeedForward.split`.
+
+    Args:
+        layers: of the network.
+        activation: after each of them, but for the network's last.
+        output: what comes after that one, if it is here.
+    """
+
+    def __init__(self, layers: nn.ModuleList, activation: str, output: str | None) -> None:
+        super().__init__()
+        self.layers, self.activation, self.output = layers, activation, output
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[batch, ...]`, flattened to `[batch, features]`, to `[batch, features of the last layer]`."""
+        return _through(self.layers, x.flatten(1), self.activation, self.output)
+
+    def extra_repr(self) -> str:
+        """What `print(block)` says of it."""
+        return f"activation={self.activation!r}, output={self.output!r}"
+
+
+def _through(layers: nn.ModuleList, h: Tensor, activation: str, output: str | None) -> Tensor:
+    for number, layer in enumerate(layers, 1):
+        function = ACTIVATIONS[activation] if output is None or number < len(layers) else OUTPUTS[output]
+        h = function(layer(h))
+    return h
 
 
 def _drawn(sparse: Sparse, fan_in: int, fan_out: int, bias: bool, nnz: int, scaling: str) -> SparseLinear:

@@ -11,12 +11,12 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from synaptome.networks.layered import LayeredNetwork
+from synaptome.networks.equilibrium import EquilibriumNetwork
 
 
 @torch.enable_grad()
 def bptt_gradient(
-    network: LayeredNetwork, inputs: Tensor, cost: Callable[[Tensor], Tensor]
+    network: EquilibriumNetwork, inputs: Tensor, cost: Callable[[Tensor], Tensor]
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The cost at the end of a free phase from states 0, and its gradient by autograd through all steps.
 

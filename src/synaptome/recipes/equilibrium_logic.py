@@ -10,6 +10,7 @@ from typing import ClassVar, Literal
 
 import torch
 
+from synaptome.analysis import equilibria
 from synaptome.analysis.populations import NAME, final, snapshot
 from synaptome.data.logic import TABLES, logic
 from synaptome.errors import ConfigurationError, unknown
@@ -50,8 +51,9 @@ PUBLISHED = {
     ("asymmetric", "one-hot"): Choices(leak="one", rate=1.0),
 }
 # Patterns that are right teach nothing, so that a task once learned is not unlearned; more neurons, smaller steps.
-# DEEP's networks have several equilibria, and so start from the same state each time.
-_DEEP = Choices(hidden=20, spread=0.0, rate=20.0, decay=0.01, margin=0.05, epochs=400)
+# DEEP's networks have several equilibria, and so start from the same state each time: a network that has all patterns
+# right then stays as it is.
+_DEEP = Choices(hidden=20, spread=0.0, beta=3.0, rate=20.0, decay=0.01, margin=0.0, epochs=400)
 # Larger initial weights let a signal through from the start.
 _ASYMMETRIC = Choices(hidden=10, leak="one", std=0.5, rate=2.0, margin=0.2)
 RELIABLE = {
@@ -191,7 +193,10 @@ class EquilibriumLogic(Recipe):
             citations=("farinha2020",) if self.rule == "deep" else ("scellier2018",),
             evaluate=each_epoch(-(-choices.epochs // ROWS)),
             recorders=(Recorder(NAME, each_epoch(-(-choices.epochs // FRAMES)), snapshot),),
-            finals={NAME: partial(final, split=table.test, one_hot=one_hot)},
+            finals={
+                NAME: partial(final, split=table.test, one_hot=one_hot),
+                equilibria.NAME: partial(equilibria.population_equilibria, split=table.test, one_hot=one_hot),
+            },
         )
 
     def _plasticity(self) -> Plasticity:

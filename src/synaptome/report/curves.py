@@ -19,6 +19,7 @@ FIRST = ("loss", "accuracy")
 TIME = ("epoch", "step")
 Band = Literal["std", "range"]
 CHANGED = "connections/changed"  # share of the synapses of learned layers that are not as they were drawn
+ALIGNMENT = "alignment"  # cosines of gradients by layer, which have a figure of their own
 TITLES = {CHANGED: "share of synapses changed"}
 
 
@@ -93,14 +94,19 @@ class Chart:
 def charts(groups: Sequence[Group]) -> list[Chart]:
     """A chart for each metric found in any row of any run: loss, accuracy, then the others by name.
 
-    Metrics are the keys `<split>/<name>`. The x axis is the epoch; it is the step where a row of the metric has no
-    epoch, or where two rows of one run share an epoch. A point that a seed lacks (or that is not finite) is left out
-    of its group's curve; a seed without any value of the metric does not shorten it. A step that was logged twice,
-    as after a resume, counts with its last row. On a page with learned connectivity bands reach from the least
-    value to the largest.
+    Metrics are the keys `<split>/<name>`, but for `alignment/<layer>`, which `gradient_alignment` draws. The x axis is
+    the epoch; it is the step where a row of the metric has no epoch, or where two rows of one run share an epoch. A
+    point that a seed lacks (or that is not finite) is left out of its group's curve; a seed without any value of the
+    metric does not shorten it. A step that was logged twice, as after a resume, counts with its last row. On a page
+    with learned connectivity bands reach from the least value to the largest.
     """
     keys = {
-        key for group in groups for run in group.runs for row in run.metrics for key in row if all(key.partition("/"))
+        key
+        for group in groups
+        for run in group.runs
+        for row in run.metrics
+        for key in row
+        if all(key.partition("/")) and not key.startswith(f"{ALIGNMENT}/")
     }
     band: Band = "range" if CHANGED in keys else "std"
     drawn = []

@@ -75,15 +75,33 @@ _AXES = {
     "examples": 2,
     "std": 1,
     "change": 2,
+    "maps": 3,
+    "mean": 2,
+    "seeds": 1,
+    "networks": 0,
+    "threshold": 0,
+    "patterns": 2,
+    "matrix": 3,
+    "allowed": 2,
+    "bias": 2,
+    "sizes": 1,
+    "lambda": 2,
+    "seed": 1,
+    "pattern": 1,
+    "example": 1,
+    "dt": 0,
+    "values": 2,
+    "rise": 1,
+    "lowest": 1,
 }
 _MOST_BINS = degree_bins(2**62)
-_PAIRS = ("eigenvalues", "points", "variance", "extent", "examples")
+_PAIRS = ("eigenvalues", "points", "variance", "extent", "examples", "lambda")
 _ENTRIES = (
     dict.fromkeys(("signs", "masks", "weights"), (3, 3))
     | dict.fromkeys(("out_degree", "in_degree"), (1, _MOST_BINS))
     | dict.fromkeys(_PAIRS, (2, 2))
 )  # of the last axis
-_POSITIVE = ("masks", "weights", "score_counts", "norms", "labels", "classes", "std", "change")
+_POSITIVE = ("masks", "weights", "score_counts", "norms", "labels", "classes", "std", "change", "sizes")
 _LIMITS = dict.fromkeys(_POSITIVE, (0.0, math.inf)) | dict.fromkeys(("changed", "variance"), (0.0, 1.0))
 
 

@@ -8,13 +8,19 @@ from importlib import resources
 from typing import Protocol, TypeVar
 from urllib.parse import quote
 
-from synaptome.report import activity, connections, connectivity, modes, stability, weights
+from synaptome.analysis.equilibria import NAME as EQUILIBRIA
+from synaptome.report import activity, connections, connectivity, equilibria, modes, stability, weights
+from synaptome.report.alignment import gradient_alignment
+from synaptome.report.band_figures import BandFigure
 from synaptome.report.chart_figures import ChartFigure
+from synaptome.report.convergence import convergence, read_learned
+from synaptome.report.decision_maps import decision_maps
 from synaptome.report.depth_study import DepthFigure, depth_study
 from synaptome.report.film import FilmFigure, Table
 from synaptome.report.line_figures import LineFigure
 from synaptome.report.markup import Html, join, tag
 from synaptome.report.measured import MOST_GROUPS, read, read_all, read_final_of_all
+from synaptome.report.network_graphs import network_graphs
 from synaptome.report.regions import regions
 from synaptome.report.robustness import pruning, robustness
 from synaptome.report.table import Group
@@ -72,13 +78,19 @@ def find(groups: Sequence[Group]) -> Found:
     failing, pruned, graphs, noisy = (
         taken(read_final_of_all(groups, name)) for name in ("robustness", "pruning", "connections", "noise")
     )
-    gated, flowing = taken(read_all(groups, "connectivity")), taken(read_all(groups, "stability"))
-    firsts, starts = ([runs[0] for runs in each] for each in (gated, flowing))
+    gated, flowing, rested = (taken(read_all(groups, name)) for name in ("connectivity", "stability", EQUILIBRIA))
+    firsts, starts, rests = ([runs[0] for runs in each] for each in (gated, flowing, rested))
     measured, sparse, learned = found[:MOST_GROUPS], wired[:MOST_GROUPS], firsts[:MOST_GROUPS]
-    stable = starts[:MOST_GROUPS]
+    stable, resting = starts[:MOST_GROUPS], rests[:MOST_GROUPS]
+    populations = taken(read_learned(groups))
     themes: dict[str, Sequence[MeasureFigure]] = {
         "Depth": depth_study(groups),
+        "Convergence": convergence(populations),
+        "Networks": network_graphs(resting),
+        "Decisions": decision_maps(resting),
         "Features": [*regions(stable), *trajectories(stable)],
+        "Relaxation": [*equilibria.relaxation(rested[:MOST_GROUPS]), *equilibria.spectra(resting)],
+        "Gradient": gradient_alignment(groups),
         "Stability": [*stability.eigenvalues(stable), *stability.over_depth(groups, flowing[:MOST_GROUPS])],
         "Robustness": [
             *robustness(groups, failing, "range" if gated else "std"),
@@ -103,10 +115,11 @@ def find(groups: Sequence[Group]) -> Found:
         "Activity": activity.hidden(measured),
         "Inputs": activity.inputs(measured),
     }
+    kinds = (found, wired, firsts, starts, rests)
     return Found(
         {title: tuple(figures) for title, figures in themes.items() if figures},
-        tuple(dict.fromkeys((each.group, each.run) for each in (*measured, *sparse, *learned, *stable))),
-        tuple(dict.fromkeys(each.group for kind in (found, wired, firsts, starts) for each in kind[MOST_GROUPS:])),
+        tuple(dict.fromkeys((each.group, each.run) for each in (*measured, *sparse, *learned, *stable, *resting))),
+        tuple(dict.fromkeys(each.group for kind in kinds for each in kind[MOST_GROUPS:])),
         len(groups) > 1,
         any(len(group.runs) > 1 for group in groups),
         tuple(dict.fromkeys(problems)),
@@ -157,7 +170,9 @@ def _said(found: Found) -> list[str]:
 
 
 def _over_all(figure: MeasureFigure) -> bool:
-    return isinstance(figure, ChartFigure | DepthFigure) or (isinstance(figure, LineFigure) and figure.banded)
+    return isinstance(figure, ChartFigure | DepthFigure | BandFigure) or (
+        isinstance(figure, LineFigure) and figure.banded
+    )
 
 
 def _card(figure: MeasureFigure, address: str, prefix: str, several: bool) -> Html:

@@ -25,12 +25,19 @@ SHARES = {
     "held": "and in each of the last 10 epochs",
     "ever_solved": "solved at some epoch",
     "not_finite": "not finite",
-    "settled": "at rest after the free phase",
+    "settled": "at rest within the tolerance",
+    "resting": "at rest within 1e-6",
+    "stable": "and Jacobian stable there",
     "gershgorin_rows": "Gershgorin by row passed",
     "gershgorin_columns": "Gershgorin by column passed",
     "sparsity": "zeros among allowed connections",
 }
-NOTE = "Epochs to solve are those of networks that solved the task at some epoch; the error is that of finite networks."
+NOTE = (
+    "At rest: the last change of a state in the free phase, on every pattern; a tolerance of 0 asks for the same bits, "
+    "and one above 1e-6 stands in both rows. Jacobian stable: every eigenvalue λ of the units that are not clipped has "
+    "|1 + dt λ| < 1, so that small disturbances decay; Gershgorin's discs are sufficient for stability only. Epochs to "
+    "solve are those of networks that solved the task at some epoch; the error is that of finite networks."
+)
 
 
 def population_columns(groups: Sequence[Group]) -> tuple[dict[str, list[str]], list[str]]:

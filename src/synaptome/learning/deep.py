@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from synaptome.data.dataset import Batch
 from synaptome.errors import ConfigurationError, NumericError
 from synaptome.kernels.relax import NOT_FINITE, Relaxed
-from synaptome.learning.plasticity import NUDGINGS, Plasticity, contrasted_changes, timed_changes
+from synaptome.learning.plasticity import NUDGINGS, Plasticity, contrasted_changes, telescoped_changes
 from synaptome.networks.complete import largest_dt
 from synaptome.networks.population import SIGNS, STARTS, Couplings, Population
 from synaptome.networks.states import state_named
@@ -113,24 +113,32 @@ class PopulationLearning:
         if how.nudging == "random-sign":
             drawn = torch.where(model.uniform(SIGNS, self.epoch + 1, 1) < 0.5, -1.0, 1.0)
         betas = (how.beta_0, how.beta_1) if how.rule == "deep" else None
-        sent = model.activities(free.state)
         neurons = model.sizes.neurons
         finite = torch.ones_like(outputs[:, 0, 0], dtype=torch.bool)
-        weights, biases = sent.new_zeros(len(model), neurons, neurons), sent.new_zeros(len(model), neurons)
+        weights, biases = outputs.new_zeros(len(model), neurons, neurons), outputs.new_zeros(len(model), neurons)
         phases = NUDGINGS[how.nudging]
         for sign in phases:
             signed = sign * drawn * taught
             nudge = how.beta * signed
             nudged = model.relax(free.state, targets, nudge, steps=how.steps, betas=betas, couplings=couplings)
             finite = finite & _finite(nudged)
-            if how.rule == "deep":
-                changes = timed_changes(nudged.trace, sent, model.activities(nudged.state), how.steps, how.beta_1)
-            else:
-                changes = contrasted_changes(sent, free.state, nudged.state, how.beta)
             parts = signed / (len(phases) * taught.shape[1])
-            weights += (changes[0] * parts[..., None, None]).sum(1)
-            biases += (changes[1] * parts[..., None]).sum(1)
+            if how.rule == "deep":
+                by_weight = nudged.trace / how.steps
+            else:
+                by_weight = contrasted_changes(model.activities(free.state), free.state, nudged.state, how.beta)
+            weights += (by_weight * parts[..., None, None]).sum(1)
+            if model.bias is not None:
+                biases += (self._bias_changes(free, nudged) * parts[..., None]).sum(1)
         return weights, biases, finite
+
+    def _bias_changes(self, free: Relaxed, nudged: Relaxed) -> Tensor:
+        """Δb at rate 1, of each pattern, `[P, M, N]`."""
+        how = self.plasticity
+        if how.rule == "asymmetric":
+            return (nudged.state - free.state) / how.beta
+        start, end = (self.population.activities(phase.state) for phase in (free, nudged))
+        return telescoped_changes(start, end, how.steps, how.beta_1)
 
     def _learned(self, changes: Tensor) -> tuple[Tensor, Tensor]:
         """Weights and presence of connections after an epoch, `[P, connections]` each, given ΔW at rate 1."""

@@ -1,4 +1,4 @@
-"""Equilibrium propagation in layered networks (Scellier & Bengio 2017): gradients from two relaxations.
+"""Equilibrium propagation (Scellier & Bengio 2017): gradients from two relaxations.
 
 The network relaxes freely to s0, then, nudged towards the targets, to s+ and, with centered nudging, to s-; else s- is
 s0. With d the difference of the two betas, a weight W from neuron i to neuron j follows the estimate of `-dC/dW`
@@ -30,10 +30,9 @@ from synaptome.data.dataset import Batch
 from synaptome.data.indexed import IndexedBatch
 from synaptome.errors import ConfigurationError, NumericError
 from synaptome.kernels.relax import CONVERGED
-from synaptome.learning.contrast import contrast, readout_gradient
 from synaptome.learning.nudging import CrossEntropy, check_nudging, cost_named, drawn_phases
 from synaptome.networks.drive import Drive
-from synaptome.networks.layered import LayeredNetwork
+from synaptome.networks.equilibrium import EquilibriumNetwork
 from synaptome.networks.relaxation import Outcome, Relaxation, States
 
 
@@ -43,7 +42,7 @@ class EquilibriumPropagation:
     Args:
         network: symmetric, or with feedback weights of its own; how it relaxes freely is its own.
         optimizer: any torch optimizer over its parameters that does not call a closure again; rates by layer are
-            parameter groups of `LayeredNetwork.synapses()`.
+            parameter groups of `EquilibriumNetwork.synapses()`.
         cost: `squared-error` of output neurons, or `cross-entropy` of a network with a read-out.
         nudging: `one-sided`, `random-sign` or `centered`.
         beta: strength of the nudge, above 0.
@@ -60,14 +59,14 @@ class EquilibriumPropagation:
         ConfigurationError: one of them is none of the above, or contradicts another.
 
     Warns:
-        UserWarning: dt is above `LayeredNetwork.step_bound()`.
+        UserWarning: dt is above `EquilibriumNetwork.step_bound()`.
     """
 
     model: nn.Module
 
     def __init__(
         self,
-        network: LayeredNetwork,
+        network: EquilibriumNetwork,
         optimizer: torch.optim.Optimizer,
         cost: str = "squared-error",
         *,
@@ -153,9 +152,9 @@ class EquilibriumPropagation:
             else free
             for beta in betas
         )
-        contrast(self.network, batch.inputs.flatten(1), free, plus, minus, betas[0] - betas[1])
+        self.network.contrast(batch.inputs.flatten(1), free, plus, minus, betas[0] - betas[1])
         if isinstance(self.cost, CrossEntropy):
-            readout_gradient(self.cost.readout, free[-1], self.cost.error(free[-1], targets))
+            self.cost.differentiate(free[-1], targets)
 
     def gradient(self, batch: Batch) -> dict[str, Tensor]:
         """The estimate of the gradient, by the names of the parameters, after a free phase from states 0.
@@ -214,7 +213,7 @@ def _shapes(kept: States | None) -> list[list[int]] | None:
     return None if kept is None else [list(state.shape) for state in kept]
 
 
-def _warn_of_large_steps(network: LayeredNetwork, *relaxations: Relaxation) -> None:
+def _warn_of_large_steps(network: EquilibriumNetwork, *relaxations: Relaxation) -> None:
     bound = network.step_bound()
     dt = max(relaxation.dt for relaxation in relaxations)
     if dt > bound:

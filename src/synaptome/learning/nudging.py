@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from synaptome.errors import ConfigurationError, unknown
-from synaptome.networks.layered import LayeredNetwork
+from synaptome.networks.equilibrium import EquilibriumNetwork, gradient
 
 NUDGINGS = ("one-sided", "random-sign", "centered")
 COSTS = ("squared-error", "cross-entropy")
@@ -55,13 +55,14 @@ class SquaredError:
         network: its outputs are neurons, whose range is that of the targets. Classes are one-hot, of 0 and 1.
     """
 
-    def __init__(self, network: LayeredNetwork) -> None:
+    def __init__(self, network: EquilibriumNetwork) -> None:
         self.network = network
 
     def prepared(self, targets: Tensor) -> Tensor:
         """See `Cost.prepared`."""
         if targets.dtype == torch.int64:
-            return F.one_hot(targets, self.network.widths[-1]).to(next(self.network.parameters()).dtype)
+            like = next(self.network.parameters())
+            return F.one_hot(targets, self.network.out_features).to(like.dtype)
         state = self.network.state
         if not ((targets >= state.low) & (targets <= state.high)).all():  # also refuses NaN
             raise ConfigurationError(
@@ -112,8 +113,16 @@ class CrossEntropy:
         """`softmax(R s + c) - y`, the derivative of the cost by what the read-out says, `[batch, classes]`."""
         return torch.softmax(self.readout(state), 1) - targets
 
+    @torch.no_grad()
+    def differentiate(self, state: Tensor, targets: Tensor) -> None:
+        """Leave the gradient of the mean cost in the read-out: of R it is `error' s / batch`."""
+        error = self.error(state, targets) / len(state)
+        torch.mm(error.T, state, out=gradient(self.readout.weight))
+        if self.readout.bias is not None:
+            torch.sum(error, 0, out=gradient(self.readout.bias))
 
-def cost_named(name: str, network: LayeredNetwork) -> SquaredError | CrossEntropy:
+
+def cost_named(name: str, network: EquilibriumNetwork) -> SquaredError | CrossEntropy:
     """The cost of that name for a network.
 
     Raises:

@@ -97,27 +97,23 @@ class Plasticity:
         return self.rate / (1 + self.decay * epoch)
 
 
-def timed_changes(trace: Tensor, start: Tensor, end: Tensor, steps: int, beta_1: float) -> tuple[Tensor, Tensor]:
-    """What `deep` learns from each pattern at rate 1: ΔW `[P, M, N, N]` and Δb `[P, M, N]`.
-
-    For biases the sum over time telescopes: `Σ_t (a(t) - a(t-1)) = a^β - a⁰`.
-
-    Args:
-        trace: summed over the nudged phase, `[P, M, N, N]`; see `synaptome.kernels.relax`.
-        start, end: activities before and after it, `[P, M, N]`.
-        steps: T.
-        beta_1: of the traces.
-    """
-    return trace / steps, (end - start) * (beta_1 / steps)
-
-
-def contrasted_changes(sent: Tensor, free: Tensor, nudged: Tensor, beta: float) -> tuple[Tensor, Tensor]:
-    """What `asymmetric` learns from each pattern at rate 1: ΔW `[P, M, N, N]` and Δb `[P, M, N]`.
+def contrasted_changes(sent: Tensor, free: Tensor, nudged: Tensor, beta: float) -> Tensor:
+    """ΔW that `asymmetric` learns from each pattern at rate 1, `[P, M, N, N]`.
 
     Args:
         sent: free activities a⁰, `[P, M, N]`.
         free, nudged: states s⁰ and s^β, `[P, M, N]`.
         beta: without its sign.
     """
-    moved = (nudged - free) / beta
-    return sent.unsqueeze(3) * moved.unsqueeze(2), moved
+    return sent.unsqueeze(3) * ((nudged - free) / beta).unsqueeze(2)
+
+
+def telescoped_changes(start: Tensor, end: Tensor, steps: int, beta_1: float) -> Tensor:
+    """Δb that `deep` learns from each pattern at rate 1, `[P, M, N]`: the sum over time is `a^β - a⁰`.
+
+    Args:
+        start, end: activities before and after the nudged phase, `[P, M, N]`.
+        steps: T.
+        beta_1: of the plasticity.
+    """
+    return (end - start) * (beta_1 / steps)

@@ -75,15 +75,16 @@ class StableBlock(nn.Module):
     Args:
         network: whose layers these are; their parameters are copied.
         first, end: numbers of the first layer and of the one after the last, from 0.
+        last: whether the classifier belongs to it.
     """
 
-    def __init__(self, network: StableNetwork, first: int, end: int) -> None:
+    def __init__(self, network: StableNetwork, first: int, end: int, last: bool) -> None:
         super().__init__()
         self.flow, self.first, self.depth = network.flow, first, end - first
         self.opening = copy.deepcopy(network.opening) if first == 0 else None
         self.weight = nn.Parameter(network.weight.detach()[first:end].clone())
         self.bias = nn.Parameter(network.bias.detach()[first:end].clone())
-        self.classifier = copy.deepcopy(network.classifier) if end == network.depth else None
+        self.classifier = copy.deepcopy(network.classifier) if last else None
 
     def forward(self, x: Tensor) -> Tensor:
         """Inputs or a carried state, to a carried state or outputs."""
@@ -110,5 +111,6 @@ def blocks(network: StableNetwork, balance: Sequence[int]) -> nn.ModuleList:
             f"blocks own the weights of their layers, which needs one control for each of the {network.depth} layers; "
             f"this network interpolates {network.controls}: leave controls out"
         )
-    check_balance(balance, network.depth)
-    return nn.ModuleList(StableBlock(network, first, end) for first, end in bounds(balance))
+    check_balance(balance, network.depth, least=0)  # the last one may be the classifier alone
+    parts = enumerate(bounds(balance), 1)
+    return nn.ModuleList(StableBlock(network, first, end, number == len(balance)) for number, (first, end) in parts)

@@ -11,7 +11,7 @@ of their own (Scellier et al. 2018), and need not even have an equilibrium.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -19,15 +19,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from synaptome.errors import ConfigurationError
-from synaptome.networks.drive import Drive
-from synaptome.networks.relaxation import Advance, Outcome, Relaxation, States, relax
+from synaptome.networks.drive import LayeredDrive
+from synaptome.networks.equilibrium import EquilibriumNetwork, gradient
+from synaptome.networks.relaxation import Relaxation, States
 from synaptome.networks.states import state_named
 
-# Adds to the drive of the last layer, its second argument, what acts on it at its state, the first; in place.
-Nudge = Callable[[Tensor, Tensor], None]
 
-
-class LayeredNetwork(nn.Module):
+class LayeredNetwork(EquilibriumNetwork):
     """A classifier or regressor whose output is read at the equilibrium of its layers.
 
     Weights, feedback weights among them, start from Glorot's uniform distribution (Glorot & Bengio 2010, equation 16),
@@ -61,17 +59,14 @@ class LayeredNetwork(nn.Module):
         readout: bool = False,
         relaxation: Relaxation | None = None,
     ) -> None:
-        super().__init__()
         least = 3 if readout else 2
         if len(widths) < least or min(widths) < 1:
             raise ConfigurationError(
                 f"a layered network{' with a read-out' if readout else ''} needs at least {least} widths, each at "
                 f"least 1; given {list(widths)}"
             )
-        self.state = state_named(state)
-        self.symmetric = symmetric
-        self.relaxation = Relaxation() if relaxation is None else relaxation
-        self.widths = list(widths[1:-1] if readout else widths[1:])  # of the layers that relax
+        super().__init__(state_named(state), symmetric, widths[1:-1] if readout else widths[1:], relaxation)
+        self.out_features = widths[-1]
         pairs = list(pairwise([widths[0], *self.widths]))
         self.layers = nn.ModuleList(nn.Linear(lower, upper, bias) for lower, upper in pairs)
         self.feedback = nn.ModuleList(
@@ -84,13 +79,8 @@ class LayeredNetwork(nn.Module):
                 if layer.bias is not None:
                     nn.init.zeros_(layer.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`[batch, ...]`, flattened to `[batch, inputs]`, to `[batch, outputs]` at the end of the free phase."""
-        drive = self.drive(x)
-        return self.outputs(self.relax(drive, self.rest(len(x))).states)
-
-    def drive(self, x: Tensor) -> Drive:
-        """The drive of the layers under a clamped input `[batch, ...]`; that of the input itself is computed here."""
+    def drive(self, x: Tensor) -> LayeredDrive:
+        """See `EquilibriumNetwork.drive`."""
         first, *others = _linear(self.layers)
         constants = [F.linear(x.flatten(1), first.weight, first.bias)]
         couplings: list[tuple[tuple[int, Tensor], ...]] = []
@@ -101,39 +91,11 @@ class LayeredNetwork(nn.Module):
         couplings.append(())
         for number, layer in enumerate(others, 1):
             couplings[number] = ((number - 1, layer.weight.T), *couplings[number])
-        return Drive(tuple(constants), tuple(couplings))
+        return LayeredDrive(tuple(constants), tuple(couplings))
 
-    @torch.no_grad()
-    def relax(
-        self, drive: Drive, states: States, relaxation: Relaxation | None = None, nudge: Nudge | None = None
-    ) -> Outcome:
-        """Relax from these states, each `[batch, width]`, which are left as they are.
-
-        Args:
-            drive: of the layers.
-            states: where it starts.
-            relaxation: the network's own if None.
-            nudge: what acts on the last layer besides.
-        """
-        relaxation = relaxation or self.relaxation
-        return relax(self._advance(drive, relaxation.dt, nudge), states, relaxation)
-
-    def _advance(self, drive: Drive, dt: float, nudge: Nudge | None) -> Advance:
-        move = self.state.move
-
-        def advance(states: States, out: States) -> None:
-            drive.write(states, out)
-            if nudge is not None:
-                nudge(states[-1], out[-1])
-            for state, target in zip(states, out, strict=True):
-                move(state, target, dt)
-
-        return advance
-
-    def rest(self, batch: int) -> list[Tensor]:
-        """States 0, each `[batch, width]`."""
-        weight = _linear(self.layers)[0].weight
-        return [weight.new_zeros(batch, width) for width in self.widths]
+    def nudged(self, states: States) -> Tensor:
+        """The last layer."""
+        return states[-1]
 
     def outputs(self, states: States) -> Tensor:
         """What the network says at these states, `[batch, outputs]`: the last layer, or the read-out of it."""
@@ -141,6 +103,25 @@ class LayeredNetwork(nn.Module):
             return states[-1]
         outputs: Tensor = self.readout(states[-1])
         return outputs
+
+    @torch.no_grad()
+    def contrast(self, inputs: Tensor, free: States, plus: States, minus: States, difference: float) -> None:
+        """See `EquilibriumNetwork.contrast`."""
+        scale = -1 / (difference * len(inputs))
+        changes = [(above - below).mul_(scale) for above, below in zip(plus, minus, strict=True)]
+        for number, layer in enumerate(_linear(self.layers)):
+            into = gradient(layer.weight)
+            if number == 0:
+                torch.mm(changes[0].T, inputs, out=into)
+            elif self.symmetric:
+                torch.mm(plus[number].T, plus[number - 1], out=into)
+                into.addmm_(minus[number].T, minus[number - 1], alpha=-1).mul_(scale)
+            else:
+                torch.mm(changes[number].T, free[number - 1], out=into)
+            if layer.bias is not None:
+                torch.sum(changes[number], 0, out=gradient(layer.bias))
+        for number, layer in enumerate(_linear(self.feedback)):
+            torch.mm(changes[number].T, free[number + 1], out=gradient(layer.weight))
 
     def energy(self, x: Tensor, states: States) -> Tensor:
         """`E = sum_l (sum G(s_l) - b_l' s_l - s_l' W_l s_{l-1})`, `[batch]`, differentiable; of symmetric networks.
@@ -187,7 +168,7 @@ class LayeredNetwork(nn.Module):
         gap = 1 - values.real
         return (2 * gap / (gap.square() + values.imag.square())).min().item()
 
-    def _block(self, drive: Drive, targets: Sequence[int], sources: Sequence[int]) -> Tensor:
+    def _block(self, drive: LayeredDrive, targets: Sequence[int], sources: Sequence[int]) -> Tensor:
         """The matrix with which some layers act on others, `[widths of targets, widths of sources]`."""
         empty = drive.constants[0]
         rows = []

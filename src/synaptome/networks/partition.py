@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Iterable, Sequence
 from itertools import accumulate, pairwise
-from typing import Protocol, runtime_checkable
+from typing import Protocol, cast, runtime_checkable
 
+import torch
 from torch import nn
 
 from synaptome.errors import ConfigurationError
@@ -58,11 +60,12 @@ def split(model: nn.Module, balance: Sequence[int]) -> nn.ModuleList:
     Raises:
         ConfigurationError: the numbers are no such, or the model cannot be split.
     """
-    check_balance(balance, depth_of(model))
     if isinstance(model, nn.Sequential):
+        check_balance(balance, len(model))
         return nn.ModuleList(model[start:stop] for start, stop in bounds(balance))
-    assert isinstance(model, Splittable)
-    return model.split(balance)
+    depth_of(model)  # which refuses other models
+    blocks: nn.ModuleList = cast(Splittable, model).split(balance)
+    return blocks
 
 
 def even(depth: int, blocks: int) -> tuple[int, ...]:
@@ -82,9 +85,33 @@ def bounds(balance: Sequence[int]) -> list[tuple[int, int]]:
     return list(pairwise(accumulate(balance, initial=0)))
 
 
-def check_balance(balance: Sequence[int], depth: int) -> None:
-    """Refuse numbers of layers that are below 1 or do not sum to the depth, with a ConfigurationError."""
-    if not balance or min(balance) < 1 or sum(balance) != depth:
+@torch.no_grad()
+def border_shapes(
+    blocks: Iterable[nn.Module], example: Sequence[int], device: torch.device | str = "cpu"
+) -> list[tuple[int, ...]]:
+    """The shape of an example's activity after each block but the last.
+
+    Args:
+        blocks: in a row.
+        example: shape of an input of the first.
+        device: of the blocks.
+    """
+    x, shapes = torch.zeros(1, *example, device=device), []
+    for block in blocks:
+        x = copy.deepcopy(block).eval()(x)  # of a copy: to run a block may count, or draw
+        shapes.append(tuple(x.shape[1:]))
+    return shapes[:-1]
+
+
+def check_balance(balance: Sequence[int], depth: int, least: int = 1) -> None:
+    """Refuse numbers of layers that do not sum to the depth, with a ConfigurationError.
+
+    Args:
+        balance: the number of layers in each block, at least 1.
+        depth: of the network.
+        least: layers of the last block; 0 where it has something else to do.
+    """
+    if not balance or min([1, *balance[:-1]]) < 1 or balance[-1] < least or sum(balance) != depth:
         raise ConfigurationError(
             f"balance gives each block its layers, whole numbers from 1 on that sum to the depth, {depth}; given "
             f"{list(balance)}, with the sum {sum(balance)}"

@@ -176,7 +176,8 @@ class StableNetwork(nn.Module):
         """The network as blocks of consecutive layers that own copies of their parameters, for parallel learning.
 
         Args:
-            balance: the number of layers in each block; the numbers sum to the depth.
+            balance: the number of layers in each block; the numbers sum to the depth. The last one may be 0: then its
+                block is the classifier alone.
 
         Returns:
             Of `StableBlock`: each applied to what the one before gives, they compute what the network does.

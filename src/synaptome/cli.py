@@ -19,7 +19,15 @@ import tyro
 from rich.console import Console
 
 from synaptome import __version__, arguments, data
-from synaptome.errors import ConfigurationError, Interrupted, RunError, SynaptomeError, WorkerLostError, unknown
+from synaptome.errors import (
+    ConfigurationError,
+    DataError,
+    Interrupted,
+    RunError,
+    SynaptomeError,
+    WorkerLostError,
+    unknown,
+)
 from synaptome.kernels import backends
 from synaptome.learning.optimization import Optimization
 from synaptome.options import (
@@ -37,6 +45,7 @@ from synaptome.options import (
 from synaptome.recipes import RECIPES, running
 from synaptome.recipes.demo import DEMO, SEEDS
 from synaptome.recipes.pools import Cluster
+from synaptome.recipes.process_group import rank
 from synaptome.recipes.recipe import Recipe, RunSettings
 from synaptome.recipes.sweep import Cell, Grid, cells, one_for_each_value, prepare_cells, read_grid
 from synaptome.report import summary_table
@@ -241,7 +250,9 @@ def main(words: Sequence[str] | None = None) -> int:
     try:
         _dispatch(words)
     except SynaptomeError as error:
-        print(f"synaptome: {error}", file=sys.stderr)
+        # What is asked for is wrong for every process of a run alike: the first one says so.
+        if rank() == 0 or not isinstance(error, (ConfigurationError, DataError)):
+            print(f"synaptome: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("synaptome: stopped before anything was started, or at once on a second Ctrl-C", file=sys.stderr)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from synaptome.data.dataset import Batch
 from synaptome.learning.rule import LearningRule
-from synaptome.training.state import put_together, take_apart
+from synaptome.nested import put_together, take_apart
 
 Make = Callable[[], nn.Module]
 MakeInputs = Callable[[tuple[int, ...]], Tensor | tuple[Tensor, ...]]

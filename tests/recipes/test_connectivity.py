@@ -13,6 +13,7 @@ from synaptome.data.augmentation import AugmentedImages
 from synaptome.errors import ConfigurationError, Interrupted, RunError
 from synaptome.learning.backprop import Backprop
 from synaptome.learning.optimization import Optimization
+from synaptome.nested import take_apart
 from synaptome.networks.convolutional import ResNet20
 from synaptome.networks.initialisation import INITIALISERS, frozen_weight
 from synaptome.networks.registry import NETWORKS
@@ -26,7 +27,6 @@ from synaptome.training.checkpoint import steps
 from synaptome.training.compact import load_compact
 from synaptome.training.measures import read_final, read_series
 from synaptome.training.run import load_state, read_run, verify_run
-from synaptome.training.state import take_apart
 from synaptome.training.trainer import Trainer
 
 CPU = torch.device("cpu")

@@ -11,6 +11,7 @@ from synaptome.errors import ConfigurationError, Interrupted
 from synaptome.learning.backprop import Backprop
 from synaptome.learning.evolving import Evolving
 from synaptome.learning.optimization import Optimization
+from synaptome.nested import take_apart
 from synaptome.recipes import RECIPES, running
 from synaptome.recipes.evolution import PRESETS, EvolvingSparsity
 from synaptome.recipes.evolution_choice import EvolutionChoice
@@ -19,7 +20,6 @@ from synaptome.topology.layers import sparse_layers
 from synaptome.training.checkpoint import steps
 from synaptome.training.measures import read_final, read_series
 from synaptome.training.run import load_state, read_run, verify_run
-from synaptome.training.state import take_apart
 
 CPU = torch.device("cpu")
 OFTEN = EvolutionChoice(every_steps=4)  # an epoch of digits has 15 steps

@@ -17,6 +17,7 @@ from synaptome.analysis.robustness import accuracy_under_failures
 from synaptome.analysis.spectra import Spectra
 from synaptome.errors import RunError
 from synaptome.learning.backprop import Backprop
+from synaptome.nested import take_apart
 from synaptome.recipes import running
 from synaptome.recipes.evolution import EvolvingSparsity
 from synaptome.recipes.evolution_choice import EvolutionChoice
@@ -27,7 +28,6 @@ from synaptome.training.callbacks import each_steps
 from synaptome.training.measures import Recorder
 from synaptome.training.metrics import MetricsFile
 from synaptome.training.run import RunFolder, load_state, read_metrics, verify_run
-from synaptome.training.state import take_apart
 
 SETTINGS = RunSettings(FailuresClassifier(epochs=2, batch=450, width=8, failure=0.2), seed=1, device="cpu", threads=1)
 # Connections that move between layers every other step, by gradients of several steps: much to go back to.

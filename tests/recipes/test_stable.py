@@ -14,6 +14,7 @@ from synaptome import cli
 from synaptome.errors import ConfigurationError, Interrupted, NumericError
 from synaptome.learning.backprop import Backprop
 from synaptome.learning.optimization import DROPS
+from synaptome.nested import take_apart
 from synaptome.networks.blocks import OPENINGS
 from synaptome.networks.dynamics import DYNAMICS
 from synaptome.networks.feedforward import ACTIVATIONS
@@ -26,7 +27,6 @@ from synaptome.report.citations import BIBTEX
 from synaptome.training.checkpoint import steps
 from synaptome.training.measures import read_final
 from synaptome.training.run import load_state, read_run, verify_run
-from synaptome.training.state import take_apart
 
 CPU = torch.device("cpu")
 LEVEL_STEPS = 6

@@ -22,6 +22,7 @@ from rich.console import Console
 
 from synaptome.errors import ConfigurationError, NumericError, RunError, SynaptomeError, WorkerLostError
 from synaptome.learning.optimization import Optimization
+from synaptome.nested import take_apart
 from synaptome.recipes import running, sweep
 from synaptome.recipes.failures_linear import FailuresLinear
 from synaptome.recipes.recipe import RunSettings
@@ -29,7 +30,6 @@ from synaptome.recipes.snapshots import Snapshots
 from synaptome.training.interrupt import StopRequest
 from synaptome.training.lock import RunLock
 from synaptome.training.run import load_state, prepare, read_metrics, read_run, verify_run
-from synaptome.training.state import take_apart
 from synaptome.training.sweep_progress import SweepProgress, read_standing, span
 
 SMALL = FailuresLinear(features=10, train=200, test=50, batch=20, epochs=2, failure=0.0, spectra=Snapshots(modes=0))

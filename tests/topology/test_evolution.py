@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from synaptome.errors import ConfigurationError, NumericError
+from synaptome.nested import put_together, take_apart
 from synaptome.synapses.sparse import SparseLinear
 from synaptome.topology.evolution import Evolution
 from synaptome.topology.layers import occupied
 from synaptome.topology.schedule import SCHEDULES
-from synaptome.training.state import put_together, take_apart
 
 
 def network():

@@ -13,7 +13,7 @@ from torch import distributed, nn
 from synaptome.errors import ConfigurationError
 from synaptome.synapses.sparse import SparseLinear
 from synaptome.topology.evolution import Evolution
-from synaptome.training.state import take_apart
+from synaptome.nested import take_apart
 
 rank, processes, folder = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 torch.set_num_threads(1)

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from torch import nn
 
+from synaptome.nested import put_together, take_apart
 from synaptome.synapses.sparse import SparseLinear
 from synaptome.topology.evolution import Evolution
-from synaptome.training.state import put_together, take_apart
 
 SHAPES = {"0": (6, 5), "2": (4, 6)}  # out, in
 WEIGHTS = (-2.0, -1.0, -0.5, -0.0, 0.0, 0.5, 1.0, 2.0)

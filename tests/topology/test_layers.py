@@ -8,8 +8,8 @@ from torch import nn
 
 import synaptome as syn
 from synaptome.errors import ConfigurationError
+from synaptome.nested import take_apart
 from synaptome.topology.evolution import Evolution
-from synaptome.training.state import take_apart
 
 
 def network():

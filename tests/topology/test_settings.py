@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from synaptome.errors import ConfigurationError
+from synaptome.nested import put_together, take_apart
 from synaptome.synapses.sparse import SparseLinear
 from synaptome.topology.evolution import Evolution
-from synaptome.training.state import put_together, take_apart
 
 BASE = {"drop": "set", "grow": "random", "fraction": 0.3, "every": 2, "until": 9, "seed": 1}
 

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from synaptome.errors import NumericError, RunError
+from synaptome.nested import put_together, take_apart
 from synaptome.training import checkpoint
 from synaptome.training.files import write_bytes
-from synaptome.training.state import put_together, take_apart
 
 LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
 NESTED = st.recursive(

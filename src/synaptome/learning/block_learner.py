@@ -2,8 +2,8 @@
 
 Block k takes the activity of block k - 1, gives its own to block k + 1, learns from a gradient by it, and gives the
 gradient by its input back. The gradient is a guess of its synthesiser, `g = S(h, y)`, or a true one that arrives from
-block k + 1 (Jaderberg et al. 2017, arXiv 1608.05343). What block k + 1 gives back may itself rest on a guess: targets of
-synthesisers are bootstrapped.
+block k + 1 (Jaderberg et al. 2017, arXiv 1608.05343). What block k + 1 gives back may itself rest on a guess: targets
+of synthesisers are bootstrapped.
 """
 
 from __future__ import annotations
@@ -124,6 +124,16 @@ class BlockLearner:
         least = self.how.least_cosine
         doubted = least is not None and self._fits >= REMEMBERED and self.cosine < least
         return self.done < self.how.warmup or doubted
+
+    @property
+    def due_later(self) -> int:
+        """How many of the true gradients that this block waits for the next one has not got itself yet."""
+        return 0 if self.how.true_share < 1 else min(len(self._pending), self.delay - self.how.delay)
+
+    @property
+    def owed(self) -> list[torch.Size]:
+        """The shapes of the true gradients that have not arrived, oldest first."""
+        return [passed.h.shape for passed in self._pending][len(self.arrived) :]
 
     def begin(self, x: Tensor, targets: Tensor) -> Tensor:
         """The block's activity on an input, without a gradient of its own: the input of the next block."""

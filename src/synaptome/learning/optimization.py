@@ -124,7 +124,9 @@ def _has(optimizer: str, option: str) -> bool:
 
 def schedule_state(scheduler: LRScheduler | None) -> dict[str, Any] | None:
     """The numbers of a schedule; its function is made anew from the configuration."""
-    return scheduler and {key: value for key, value in scheduler.state_dict().items() if key != "lr_lambdas"}
+    if scheduler is None:
+        return None
+    return {key: value for key, value in scheduler.state_dict().items() if key != "lr_lambdas"}
 
 
 def load_schedule(scheduler: LRScheduler | None, state: dict[str, Any] | None) -> None:

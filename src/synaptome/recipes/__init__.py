@@ -1,11 +1,13 @@
 """Experiments: one file for each family. A recipe is a frozen dataclass and the experiment that it describes."""
 
 from synaptome.recipes.connectivity import LearnedConnectivity
+from synaptome.recipes.decoupled import Decoupled
 from synaptome.recipes.equilibrium_classifier import EquilibriumClassifier
 from synaptome.recipes.equilibrium_logic import EquilibriumLogic
 from synaptome.recipes.evolution import EvolvingSparsity
 from synaptome.recipes.failures import FailuresClassifier
 from synaptome.recipes.failures_linear import FailuresLinear, FailuresSemantic
+from synaptome.recipes.pvd import VariableDistribution
 from synaptome.recipes.recipe import Recipe
 from synaptome.recipes.stable import StableNetworks
 
@@ -20,5 +22,7 @@ RECIPES: dict[str, type[Recipe]] = {
         EquilibriumClassifier,
         StableNetworks,
         EquilibriumLogic,
+        Decoupled,
+        VariableDistribution,
     )
 }

@@ -39,6 +39,8 @@ class Experiment:
         finals: what is measured once, of the trained model, by name: `measures/<name>.safetensors`.
         products: what else a run leaves in its folder, by the name of the file: its content, a function of the trained
             model, which it is given in inference and must leave as it is.
+        work: what this process does in place of training, if another one trains and only needs it.
+        close: what is done when the run has ended, well or not.
 
     Raises:
         ConfigurationError: a product has the name of another file of the run, or no plain name.
@@ -56,6 +58,8 @@ class Experiment:
     recorders: tuple[Recorder, ...] = ()
     finals: Mapping[str, Measure] = field(default_factory=dict)
     products: Mapping[str, Product] = field(default_factory=dict)
+    work: Callable[[], None] | None = None
+    close: Callable[[], None] | None = None
 
     def __post_init__(self) -> None:
         for name in self.products:

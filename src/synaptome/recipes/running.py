@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from synaptome.analysis.activity import undisturbed
 from synaptome.analysis.size import count_synapses
 from synaptome.errors import ConfigurationError, Interrupted, RunError, SynaptomeError
 from synaptome.recipes import RECIPES
+from synaptome.recipes.process_group import processes, rank
 from synaptome.recipes.recipe import Experiment, RunSettings
 from synaptome.recipes.workers import run_each
 from synaptome.training.environment import describe_environment
@@ -51,9 +54,9 @@ def start(
         ConfigurationError, DataError: nothing was started, and no folder was made.
         SynaptomeError: see `synaptome.errors`; `resume` goes on from the last checkpoint.
     """
-    experiment = build(settings)
-    prepare(out, settings.document())
-    return _run(out, settings, experiment, None, progress, checkpoint_seconds)
+    with _built(settings) as experiment:
+        prepare(out, settings.document())
+        return _run(out, settings, experiment, None, progress, checkpoint_seconds)
 
 
 def resume(
@@ -71,8 +74,11 @@ def resume(
     """
     settings = read_settings(path / "recipe.json")
     if step is None and (record := read_run(path)).summary:
+        if rank() > 0:
+            raise SystemExit(0)  # process 0 shows it
         return record
-    return _run(path, settings, build(settings), step, progress, checkpoint_seconds)
+    with _built(settings) as experiment:
+        return _run(path, settings, experiment, step, progress, checkpoint_seconds)
 
 
 def prepare_seeds(settings: RunSettings, seeds: int, out: Path) -> list[Path]:
@@ -174,6 +180,28 @@ def build(settings: RunSettings) -> Experiment:
         if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "allocate memory" not in str(error):
             raise
         raise ConfigurationError(f"this network and its data do not fit in the memory of {device}: {error}") from None
+
+
+@contextmanager
+def _built(settings: RunSettings) -> Iterator[Experiment]:
+    """The experiment, closed in the end; a process that another one only needs does its work, and exits.
+
+    Raises:
+        ConfigurationError: there are several processes, and the recipe learns in one.
+    """
+    experiment = build(settings)
+    if processes() > 1 and experiment.work is None and experiment.close is None:
+        raise ConfigurationError(
+            f"this run of {settings.recipe.name} learns in one process; given {processes()}: start it without torchrun"
+        )
+    if experiment.work is not None:
+        experiment.work()
+        raise SystemExit(0)
+    try:
+        yield experiment
+    finally:
+        if experiment.close is not None:
+            experiment.close()
 
 
 def _run(

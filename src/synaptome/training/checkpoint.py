@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from synaptome.errors import NumericError, RunError
+from synaptome.nested import put_together, take_apart
 from synaptome.training.files import sync_folder
-from synaptome.training.state import put_together, take_apart
 
 FORMAT = 1
 TENSORS, STATE, MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
@@ -32,7 +32,7 @@ def save(folder: Path, step: int, state: dict[str, Any], keep: int = 2) -> Path:
     Args:
         folder: the run's `checkpoints/`.
         step: training steps done.
-        state: nested tensors and plain values; see `synaptome.training.state`.
+        state: nested tensors and plain values; see `synaptome.nested`.
         keep: how many checkpoints stay, at least 1.
 
     Raises:

@@ -1,0 +1,219 @@
+"""Blocks in processes of their own against the same blocks in one process."""
+
+import copy
+import os
+import signal
+import socket
+import time
+from datetime import timedelta
+
+import pytest
+import torch
+from torch import distributed, multiprocessing
+
+from synaptome.data.dataset import Batch
+from synaptome.errors import ConfigurationError, NumericError, WorkerLostError
+from synaptome.learning.block_learner import Decoupling
+from synaptome.learning.block_processes import BlockProcesses, serve
+from synaptome.learning.synthetic import SyntheticGradients
+from synaptome.networks.partition import border_shapes, split
+from synaptome.networks.stable import StableNetwork
+from synaptome.networks.synthesisers import Synthesiser
+
+WIDTH, CLASSES, SIZE, SECONDS = 6, 3, 8, 20.0
+HOWS = (
+    {},
+    {"delay": 0},
+    {"delay": 2},
+    {"true_share": 1.0, "delay": 0},
+    {"true_share": 1.0, "delay": 1},
+    {"true_share": 0.5, "delay": 1},
+    {"warmup": 3},
+    {"warmup": 3, "true_share": 1.0, "delay": 2},
+)
+
+
+def batch(number, size=SIZE):
+    generator = torch.Generator().manual_seed(number)
+    inputs = torch.randn(size, WIDTH, generator=generator)
+    return Batch(inputs, inputs[:, :CLASSES].argmax(1))
+
+
+def made(blocks, how):
+    """The rule, and the shapes between its blocks; the last block of two is the classifier alone."""
+    balance = {2: (4, 0), 3: (2, 1, 1)}[blocks]
+    torch.manual_seed(0)
+    network = StableNetwork(WIDTH, CLASSES, dynamics="verlet", width=WIDTH, depth=4, time=4.0)
+    parts = split(network, balance)
+    shapes = border_shapes(parts, (WIDTH,))
+    synthesisers = [Synthesiser(shape, CLASSES) for shape in shapes]
+    rule = SyntheticGradients(
+        parts, lambda parameters: torch.optim.Adam(parameters, lr=0.01), synthesisers, how=Decoupling(**how)
+    )
+    return rule, shapes
+
+
+def joined(rank, blocks, port, seconds=SECONDS):
+    torch.set_num_threads(1)
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    distributed.init_process_group("gloo", rank=rank, world_size=blocks, timeout=timedelta(seconds=seconds))
+
+
+def free_port():
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def ran(what, blocks, *arguments):
+    """Run `what(rank, blocks, port, ...)` in a process for each block; what they may raise is raised here."""
+    multiprocessing.spawn(what, (blocks, free_port(), *arguments), nprocs=blocks, join=True)
+
+
+def same_bits(rank, blocks, port, ports):
+    for how, own in zip(HOWS, ports, strict=True):
+        joined(rank, blocks, own)
+        rule, shapes = made(blocks, how)
+        if rank:
+            serve(rule, shapes, SIZE, SECONDS)
+            distributed.destroy_process_group()
+            continue
+        oracle, _ = made(blocks, how)
+        elsewhere = BlockProcesses(rule, shapes, SIZE, SECONDS)
+        losses = [oracle.step(batch(number, 8 if number % 4 else 5))["loss"] for number in range(9)]
+        told = [elsewhere.step(batch(number, 8 if number % 4 else 5))["loss"] for number in range(9)]
+        lag = (blocks - 1) * max(1, how.get("delay", 1))
+        assert told == [losses[max(0, number - lag)] for number in range(9)], how
+        assert elsewhere.evaluate(batch(50)) == oracle.evaluate(batch(50)), how
+        saved = copy.deepcopy(elsewhere.state_dict())
+        same(saved["blocks"], oracle.state_dict()["blocks"])
+        after = [elsewhere.step(batch(number)) for number in range(9, 14)]
+        for number in range(9, 14):
+            oracle.step(batch(number))
+        same(elsewhere.state_dict()["blocks"], oracle.state_dict()["blocks"])
+        elsewhere.load_state_dict(saved)
+        again = [elsewhere.step(batch(number)) for number in range(9, 14)]
+        assert [report["loss"] for report in again] == [report["loss"] for report in after], how
+        same(elsewhere.state_dict()["blocks"], oracle.state_dict()["blocks"])
+        elsewhere.close()
+        distributed.destroy_process_group()
+
+
+def same(first, second, path=""):
+    assert type(first) is type(second), path
+    if isinstance(first, torch.Tensor):
+        assert torch.equal(first, second), path
+    elif isinstance(first, dict):
+        assert first.keys() == second.keys(), path
+        for key in first:
+            same(first[key], second[key], f"{path}/{key}")
+    elif isinstance(first, (list, tuple)):
+        assert len(first) == len(second), path
+        for number, (one, other) in enumerate(zip(first, second, strict=True)):
+            same(one, other, f"{path}/{number}")
+    else:
+        assert first == second, path
+
+
+@pytest.mark.parametrize("blocks", [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_processes_do_what_one_process_does_to_the_bit(blocks):
+    ran(same_bits, blocks, [free_port() for _ in HOWS])
+
+
+def not_finite(rank, blocks, port):
+    joined(rank, blocks, port)
+    rule, shapes = made(blocks, {})
+    if rank:
+        serve(rule, shapes, SIZE, SECONDS)
+    else:
+        elsewhere = BlockProcesses(rule, shapes, SIZE, SECONDS)
+        elsewhere.step(batch(0))
+        bad = batch(1)._replace(inputs=torch.full((SIZE, WIDTH), torch.nan))
+        for _ in range(blocks - 1):  # it comes as late as there are processes on its way
+            elsewhere.step(bad)
+        with pytest.raises(NumericError, match="the loss is nan"):
+            elsewhere.step(bad)
+        elsewhere.close()
+    distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_not_finite_ends_all_processes_in_good_order():
+    ran(not_finite, 3)
+
+
+def bereaved(rank, blocks, port, victim, how, seconds):
+    """One process is killed, stopped or raises; the others must say so in time."""
+    joined(rank, blocks, port, seconds)
+    rule, shapes = made(blocks, {})
+
+    def strike():
+        if how == "raise":
+            raise ZeroDivisionError
+        os.kill(os.getpid(), how)
+
+    if rank == victim:
+        begin, count = rule.learners[rank].begin, 0
+
+        def struck(x, targets):
+            nonlocal count
+            count += 1
+            if count == 4:
+                strike()
+            return begin(x, targets)
+
+        rule.learners[rank].begin = struck
+
+    def work():
+        if rank:
+            serve(rule, shapes, SIZE, seconds)
+        else:
+            elsewhere = BlockProcesses(rule, shapes, SIZE, seconds)
+            for number in range(100):
+                elsewhere.step(batch(number))
+
+    started = time.monotonic()
+    with pytest.raises(WorkerLostError, match="has ended, or did not answer within"):
+        work()
+    assert time.monotonic() - started < seconds + 10
+    os._exit(6)
+
+
+LOSSES = [(victim, how) for victim in range(3) for how in (signal.SIGKILL, signal.SIGSTOP, "raise")]
+
+
+@pytest.mark.parametrize(
+    ("victim", "how"),
+    [pytest.param(*loss, marks=[pytest.mark.slow] if loss != (1, signal.SIGKILL) else []) for loss in LOSSES],
+)
+def test_a_lost_process_ends_the_others_in_time(victim, how):
+    blocks, seconds, port = 3, 4.0, free_port()
+    context = multiprocessing.get_context("spawn")
+    processes = [
+        context.Process(target=bereaved, args=(rank, blocks, port, victim, how, seconds)) for rank in range(blocks)
+    ]
+    for process in processes:
+        process.start()
+    try:
+        for rank, process in enumerate(processes):
+            if rank != victim:
+                process.join(60)
+                assert process.exitcode == 6, rank
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
+
+
+def too_few(rank, blocks, port):
+    joined(rank, blocks, port)
+    rule, shapes = made(3, {})
+    start = serve if rank else BlockProcesses
+    with pytest.raises(ConfigurationError, match=r"3 blocks and 2 processes: start as many .*--nproc-per-node 3"):
+        start(rule, shapes, SIZE, SECONDS)
+    distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_each_block_has_a_process():
+    ran(too_few, 2)

@@ -1,0 +1,153 @@
+"""The recipe `decoupled`, in one process and with a process for each block."""
+
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import safetensors.torch
+import torch
+
+from synaptome import cli
+from synaptome.errors import ConfigurationError
+from synaptome.learning.block_learner import Decoupling
+from synaptome.recipes.decoupled import METHODS, Decoupled
+from synaptome.training.run import read_run
+
+DIGITS = ["--data", "digits", "--width", "16", "--depth", "4", "--epochs", "2", "--threads", "1", "--quiet"]
+
+
+def run(out, *words):
+    return cli.main(["run", "decoupled", *DIGITS, *words, "--out", str(out)])
+
+
+def tensors(run):
+    newest = sorted((run / "checkpoints").iterdir())[-1]
+    found = safetensors.torch.load_file(newest / "tensors.safetensors")
+    return {name: tensor for name, tensor in found.items() if not name.startswith("rule/means")}
+
+
+def same_tensors(first, second):
+    one, other = tensors(first), tensors(second)
+    assert one.keys() == other.keys()
+    for name, tensor in one.items():
+        assert torch.equal(tensor, other[name]), name
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_learns_in_one_process(tmp_path, method):
+    assert run(tmp_path / "run", "--method", method) == 0
+    record = read_run(tmp_path / "run")
+    summary = record.summary
+    assert summary["test/loss"] < record.metrics[0]["test/loss"]
+    assert summary["rule"] == METHODS[method]
+    assert ("train/cosine/1" in summary) == (method == "synthetic")
+
+
+def test_processes_write_the_run_of_one_process(tmp_path, started, ended):
+    assert run(tmp_path / "one") == 0
+    words = ["run", "decoupled", *DIGITS, "--out", tmp_path / "two"]
+    codes, said = ended(started(words))
+    assert codes == [0, 0], said
+    same_tensors(tmp_path / "one", tmp_path / "two")
+    one, two = (read_run(tmp_path / name).summary for name in ("one", "two"))
+    assert one["test/accuracy"] == two["test/accuracy"]
+    assert one["test/loss"] == two["test/loss"]
+
+
+@pytest.mark.slow
+def test_torchrun_starts_them(tmp_path):
+    words = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "3", "--standalone"]
+    words += ["-m", "synaptome", "run", "decoupled", *DIGITS, "--blocks", "3", "--out", str(tmp_path / "three")]
+    subprocess.run(words, check=True, timeout=200)
+    assert run(tmp_path / "one", "--blocks", "3") == 0
+    same_tensors(tmp_path / "one", tmp_path / "three")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGKILL])
+def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path, started, ended, signum):
+    long = ["--epochs", "40"]
+    assert run(tmp_path / "one", *long) == 0
+    two = tmp_path / "two"
+    processes = started(
+        ["run", "decoupled", *DIGITS, *long, "--checkpoint-seconds", 0.2, "--timeout", 20, "--out", two]
+    )
+    while len(list(two.glob("checkpoints/*/tensors.safetensors"))) < 2:
+        time.sleep(0.05)
+        assert all(process.poll() is None for process in processes)
+    processes[0].send_signal(signum)
+    codes, said = ended(processes)
+    # Told to stop, the first process saves and lets the others end; killed, the others say that it is lost.
+    assert codes == ([143, 0] if signum == signal.SIGTERM else [-9, 6]), said
+    assert not read_run(two).summary
+    codes, said = ended(started(["resume", two, "--quiet"]))
+    assert codes == [0, 0], said
+    same_tensors(tmp_path / "one", two)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signum", [signal.SIGSTOP, signal.SIGKILL])
+def test_a_lost_process_ends_the_run_with_an_exit_code_of_its_own(tmp_path, started, signum):
+    out = tmp_path / "run"
+    processes = started(["run", "decoupled", *DIGITS, "--epochs", 4000, "--timeout", 5, "--out", out])
+    while not (out / "metrics.jsonl").exists() or len((out / "metrics.jsonl").read_text().splitlines()) < 2:
+        time.sleep(0.05)
+        assert processes[0].poll() is None
+    processes[1].send_signal(signum)
+    begun = time.monotonic()
+    said = processes[0].communicate(timeout=60)[1]
+    assert time.monotonic() - begun < 30
+    processes[1].kill()
+    assert processes[0].returncode == 6, said
+    assert "process 1 has ended, or did not answer within 5 s" in said
+    assert "Traceback" not in said
+    assert not read_run(out).summary
+
+
+def test_what_is_wrong_is_said_once(tmp_path, started, ended):
+    codes, said = ended(started(["run", "decoupled", *DIGITS, "--blocks", 3, "--out", tmp_path / "run"]))
+    assert codes == [2, 2]
+    assert "3 blocks and 2 processes" in said[0]
+    assert "--nproc-per-node 3" in said[0]
+    assert len(said[0].strip().splitlines()) == 1, said[0]
+    assert said[1].strip() == ""
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "words", [["run", "decoupled", *DIGITS, "--method", "backprop"], ["run", "stable", "--data", "digits"]], ids=str
+)
+def test_what_learns_in_one_process_refuses_several(tmp_path, started, ended, words):
+    codes, said = ended(started([*words, "--out", tmp_path / "run"]))
+    assert codes == [2, 2]
+    assert "learns in one process; given 2" in said[0]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"balance": (3, 4)}, "sum to the depth, 16; given"),
+        ({"balance": (4, 4, 8), "blocks": 4}, "balance names 3 blocks and blocks is 4"),
+        ({"blocks": 17}, "from 1 to 16 blocks; given 17"),
+        ({"method": "stale", "delay": 0}, "choose the method locked"),
+        ({"method": "stale", "warmup": 3}, "belong to the method synthetic"),
+        ({"true_share": 1.0}, "choose the method stale, or locked"),
+        ({"delay": -1}, "at least 0; given delay -1"),
+        ({"synthesis_rate": 0.0}, "positive number; given 0.0"),
+        ({"network": "feed-forward", "time": 3.0}, "has no time"),
+        ({"timeout": -1.0}, "above 0; given -1.0"),
+    ],
+)
+def test_what_does_not_fit_is_refused(fields, message):
+    with pytest.raises(ConfigurationError, match=message):
+        Decoupled(**fields)
+
+
+def test_warmup_is_told_in_epochs():
+    recipe = Decoupled(data="digits", warmup=2, batch=100)
+    rule = recipe.experiment(0, torch.device("cpu"), None).rule
+    steps = -(-len(recipe.experiment(0, torch.device("cpu"), None).data.train) // 100)
+    assert rule.how == Decoupling(delay=1, warmup=2 * steps)

@@ -27,7 +27,7 @@ from synaptome.networks.population import Population
 
 SIZES = Sizes(3, 5, 1)
 STEPS, DT, BETA, RATE = 1000, 0.05, 10.0, 100.0
-EPOCHS = 5  # a call
+EPOCHS = 20  # a call
 MANY = 100  # networks
 
 Array = npt.NDArray[np.float64]

@@ -331,16 +331,20 @@ def test_demo_compares_kinds_of_synapse_on_real_digits():
     def alike(names, rows):
         return len({tuple(getattr(DEMO[row], name) for name in names) for row in rows}) == 1
 
-    weights = DEMO.keys() - {"learned", "stable"}  # the rows that train weights: one network, as many synapses
-    assert alike(("data", "epochs", "batch"), DEMO)
-    assert alike(("activation",), DEMO.keys() - {"stable"})
+    others = {"stable", "decoupled", "equilibrium"}
+    weights = DEMO.keys() - others - {"learned"}  # the rows that train weights: one network, as many synapses
+    assert alike(("data", "epochs"), DEMO)
+    assert alike(("batch",), DEMO.keys() - {"equilibrium"})
+    assert alike(("activation",), DEMO.keys() - others)
     assert alike(("validation", "optimization"), weights)
     made = {row: recipe.experiment(0, torch.device("cpu"), None) for row, recipe in DEMO.items()}
     assert {len(experiment.data.validation) for experiment in made.values()} == {144}
     synapses = {row: count_synapses(experiment.rule.model).synapses for row, experiment in made.items()}
-    assert synapses == dict.fromkeys(weights, 7400) | {"learned": 50_200, "stable": synapses["stable"]}
+    assert {row: synapses[row] for row in weights} == dict.fromkeys(weights, 7400)
+    assert synapses["learned"] == 50_200
+    assert synapses["stable"] == synapses["decoupled"]  # one network, in two ways
     assert made["stable"].rule.model.depth == 16
-    assert len({experiment.synapse for experiment in made.values()}) == len(DEMO) == 6
+    assert len({(experiment.synapse, experiment.learning) for experiment in made.values()}) == len(DEMO) == 8
 
 
 @pytest.mark.slow

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from synaptome.learning.optimization import Optimization
 from synaptome.recipes.connectivity import LearnedConnectivity
+from synaptome.recipes.decoupled import Decoupled
+from synaptome.recipes.equilibrium_classifier import EquilibriumClassifier
 from synaptome.recipes.evolution import EvolvingSparsity
 from synaptome.recipes.failures import FailuresClassifier
 from synaptome.recipes.recipe import Recipe
@@ -23,4 +25,10 @@ DEMO: dict[str, Recipe] = {
     "learned": LearnedConnectivity(method="free-flipping", data="digits", batch=100, epochs=EPOCHS, validation=144),
     # 16 layers that are steps of a differential equation, with an optimizer that serves them.
     "stable": StableNetworks(data="digits", batch=100, epochs=EPOCHS, validation=0.1),
+    # Such layers in two blocks, of which the first learns from guesses of the gradient.
+    "decoupled": Decoupled(data="digits", batch=100, epochs=EPOCHS, validation=0.1),
+    # No backpropagation; small batches, as its authors take them.
+    "equilibrium": EquilibriumClassifier(
+        data="digits", epochs=EPOCHS, nudging="centered", rates=(0.4, 0.1), schedule="linear", validation=144
+    ),
 }

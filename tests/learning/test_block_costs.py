@@ -48,11 +48,14 @@ def test_measuring_leaves_the_rule_as_it_is():
     rule = SyntheticGradients(
         parts, lambda p: torch.optim.SGD(p, 0.1, momentum=0.9), [Synthesiser((8,), 3)] * 2, how=Decoupling(delay=2)
     )
+    rule.step(Batch(torch.randn(4, 8), torch.tensor([0, 1, 2, 0])))
+    for parameter in rule.model.parameters():
+        parameter.grad = None
     before = {name: tensor.clone() for name, tensor in rule.model.state_dict().items()}
     costs = measured_costs(rule, Batch(torch.randn(4, 8), torch.tensor([0, 1, 2, 0])))
     assert all(torch.equal(tensor, before[name]) for name, tensor in rule.model.state_dict().items())
     assert all(parameter.grad is None for parameter in rule.model.parameters())
-    assert [learner.done for learner in rule.learners] == [0, 0, 0]
+    assert [learner.done for learner in rule.learners] == [1, 1, 1]
     assert all(cost.learning > 0 for cost in costs)
     assert costs[2].synthesis == 0
     assert min(costs[0].synthesis, costs[1].synthesis) >= 0

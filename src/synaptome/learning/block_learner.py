@@ -116,6 +116,7 @@ class BlockLearner:
         self.cosine = 0.0
         self.done = 0
         self._fits = 0
+        self._graph: Passed | None = None  # of the batch that was begun
         self._pending: deque[Passed] = deque()
 
     @property
@@ -140,8 +141,9 @@ class BlockLearner:
         if not self.block.training:
             self.block.train()
         x = x.detach() if self.first else x.detach().requires_grad_()
-        self._graph = Passed(x, self.block(x), targets)
-        return self._graph.h.detach()
+        h: Tensor = self.block(x)
+        self._graph = Passed(x, h, targets)
+        return h.detach()
 
     def conclude(self) -> tuple[Tensor | None, dict[str, float]]:
         """Of the last block: learn from the loss.
@@ -153,7 +155,7 @@ class BlockLearner:
         Raises:
             NumericError: the loss is not finite; nothing was changed.
         """
-        x, outputs, targets = self._graph
+        x, outputs, targets = self._begun()
         values = self.loss.per_example(outputs, targets)
         means = batch_means(outputs, values, targets)
         if not math.isfinite(means["loss"]):
@@ -171,7 +173,7 @@ class BlockLearner:
             send: takes the gradient by the input; not called where that is the network's, nor, without guesses, before
                 the first true gradient has come.
         """
-        x, h, targets = self._graph
+        x, h, targets = self._begun()
         share, delay = (1.0, 0) if self.waits else (self.how.true_share, self.delay)
         self._pending.append(Passed(x.detach(), h.detach(), targets))
         self.optimizer.zero_grad()
@@ -221,6 +223,12 @@ class BlockLearner:
         self.arrived = deque(state["arrived"])
         self._pending = deque(Passed(*passed) for passed in state["pending"])
         self.cosine, self._fits, self.done = state["cosine"], state["fits"], state["done"]
+
+    def _begun(self) -> Passed:
+        begun, self._graph = self._graph, None
+        if begun is None:
+            raise RuntimeError("a block learns from a batch that it has begun")
+        return begun
 
     def _true(self, delay: int, fetch: Callable[[], Tensor]) -> list[tuple[Passed, Tensor]]:
         """The batches whose gradient is due, oldest first, with it."""

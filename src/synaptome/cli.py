@@ -45,7 +45,7 @@ from synaptome.options import (
 from synaptome.recipes import RECIPES, running
 from synaptome.recipes.demo import DEMO, SEEDS
 from synaptome.recipes.pools import Cluster
-from synaptome.recipes.process_group import rank
+from synaptome.recipes.process_group import processes, rank
 from synaptome.recipes.recipe import Recipe, RunSettings
 from synaptome.recipes.sweep import Cell, Grid, cells, one_for_each_value, prepare_cells, read_grid
 from synaptome.report import summary_table
@@ -59,6 +59,7 @@ _Options = TypeVar("_Options", bound=RunOptions)
 
 def demo(options: DemoOptions) -> None:
     """Train every row of the demo and write the comparison."""
+    _require_one_process()
     records = []
     for label, recipe in DEMO.items():
         for seed in SEEDS:
@@ -80,6 +81,7 @@ def run(words: Sequence[str]) -> None:
     settings = _settings(recipe, options)
     folder = options.out or Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
     if options.seeds > 1:
+        _require_one_process()
         return _run_each(running.prepare_seeds(settings, options.seeds, folder), options, folder / "report.html")
     view = progress.view(options.quiet)
     record = running.start(settings, folder, progress=view, checkpoint_seconds=options.checkpoint_seconds)
@@ -90,6 +92,7 @@ def sweep(words: Sequence[str]) -> None:
     """`sweep RECIPE --grid FIELD=VALUE,... [--field value ...]`: a run for each combination and seed."""
     if words and words[0] in ("-h", "--help"):
         arguments.parse(SweepOptions, ["--help"], "synaptome sweep RECIPE")
+    _require_one_process()
     name, words, earlier = _recipe_named("sweep", words)
     default, prog = earlier or RECIPES[name](), f"synaptome sweep {name}"
     grid = _grid(RECIPES[name], words)
@@ -131,6 +134,7 @@ def resume(options: ResumeOptions) -> None:
             raise ConfigurationError(
                 f"--checkpoint is of one run, and {options.run} holds {len(paths)}: name one of them"
             )
+        _require_one_process()
         return _run_each(paths, options, options.run / "report.html")
     view = progress.view(options.quiet)
     seconds = options.checkpoint_seconds
@@ -369,6 +373,14 @@ def _run_folders(paths: Sequence[Path]) -> list[Path]:
             raise RunError(f"{path} is not a run folder, and holds none: no recipe.json in it")
         found += inner or [path]
     return found
+
+
+def _require_one_process() -> None:
+    if processes() > 1:
+        raise ConfigurationError(
+            f"the {processes()} processes that torchrun has started work at one run; give it one run and one seed, or "
+            f"start several runs without torchrun"
+        )
 
 
 def _run_each(

@@ -116,6 +116,16 @@ def test_what_is_wrong_is_said_once(tmp_path, started, ended):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    "words", [["run", "decoupled", *DIGITS, "--seeds", "2"], ["sweep", "decoupled", "--grid", "blocks"]], ids=str
+)
+def test_several_runs_are_for_one_process_each(tmp_path, monkeypatch, capsys, words):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert cli.main([*words, "--out", str(tmp_path / "runs")]) == 2
+    assert "the 2 processes that torchrun has started work at one run" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "words", [["run", "decoupled", *DIGITS, "--method", "backprop"], ["run", "stable", "--data", "digits"]], ids=str

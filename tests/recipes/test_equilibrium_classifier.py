@@ -108,7 +108,7 @@ def test_a_complete_network_takes_settings_of_its_own():
     assert rule.network.afferent.nnz == round(0.1 * 64 * 200)
     assert (rule.network.relaxation.steps, rule.network.relaxation.dt) == (COMPLETE.free_steps, COMPLETE.dt)
     assert (rule.nudged.steps, rule.nudging, rule.corrected) == (COMPLETE.nudged_steps, "centered", True)
-    assert [(group["lr"], group["momentum"]) for group in rule.optimizer.param_groups] == [(0.1, 0.9), (0.2, 0.9)]
+    assert [(group["lr"], group["momentum"]) for group in rule.optimizer.param_groups] == [(0.1, 0.9), (0.1, 0.9)]
     assert rule.state_dict()["kept"] is None
     own = running.build(settings_of(replace(recipe, persistent=True, corrected=False, rates=(0.3, 0.2), dt=0.5))).rule
     assert [list(state.shape) for state in own.state_dict()["kept"]] == [[200, 200]]

@@ -20,9 +20,9 @@ class Multilevel:
 
     The network of the next level is the last one's weights, a path in time, on a grid of half the step; the state of
     the optimizer is prolonged as they are (see `synaptome.networks.multilevel.prolong`; Haber, Ruthotto, Holtham & Jun
-    2018, arXiv 1703.02009). So the first level does what can be done cheaply, and the last one what
-    needs the depth. What is measured after a level's last step is the network of that level: it is prolonged at the
-    first step of the next one.
+    2018, arXiv 1703.02009). So the first level does what can be done cheaply, and the last one what needs the depth.
+    What is measured after a level's last step is the network of that level: it is prolonged at the first step of the
+    next one.
 
     Args:
         rule: learns the weights; its model is a `StableNetwork`, which begins with the depth of the first level.

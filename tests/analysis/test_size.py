@@ -6,6 +6,9 @@ from torch import nn
 
 import synaptome as syn
 from synaptome.analysis.size import count_synapses
+from synaptome.networks.complete import Sizes
+from synaptome.networks.population import Population
+from synaptome.networks.stable import StableNetwork
 
 
 @pytest.mark.parametrize(
@@ -48,3 +51,18 @@ def test_a_learned_synapse_is_a_weight_and_its_score_and_counts_once():
     assert count == (30 + 5 + 2 * 20, 30 + 20, 20 + 20)  # scores, biases, and weights that are trained as well
     failing = syn.rewire(nn.Sequential(pruned), syn.Failing(0.25))
     assert count_synapses(failing).active == 15
+
+
+def test_biases_of_many_layers_are_no_synapses():
+    network = StableNetwork(4, 3, dynamics="verlet", width=4, depth=5, opening="pad")
+    count = count_synapses(network)
+    assert count.parameters == 5 * (16 + 4) + 12 + 3
+    assert count.synapses == count.active == 5 * 16 + 12
+
+
+def test_connections_that_a_population_has_removed_are_not_at_work():
+    population = Population([0, 1], Sizes(3, 5, 1), bias=True)
+    population.present[0, :7] = False
+    count = count_synapses(population)
+    connections = 2 * (9 * 8 - 3 * 8)  # into the six free neurons, from all others
+    assert count == (connections + 2 * 6, connections, connections - 7)

@@ -19,6 +19,7 @@ from synaptome.networks.blocks import OPENINGS
 from synaptome.networks.dynamics import DYNAMICS
 from synaptome.networks.feedforward import ACTIVATIONS
 from synaptome.networks.flow import STARTS
+from synaptome.networks.multilevel import prolong
 from synaptome.recipes import RECIPES, running
 from synaptome.recipes.recipe import RunSettings
 from synaptome.recipes.stable import CITATIONS, StableNetworks
@@ -400,3 +401,13 @@ def test_defaults_solve_the_problems_of_the_plane(data, least, dynamics, tmp_pat
 def test_presets_solve_their_problems(preset, least, tmp_path):
     record = running.start(settings_of(StableNetworks(preset=preset)), tmp_path / "run")
     assert record.summary["test/accuracy"] >= least
+
+
+def test_room_is_asked_for_the_last_level():
+    recipe = StableNetworks(data="ellipses", levels=4, epochs=2)
+    experiment = recipe.experiment(0, torch.device("cpu"), None)
+    network = experiment.rule.model
+    start = sum(parameter.nbytes for parameter in network.parameters())
+    while network.depth < 8 * 16:
+        prolong(network)
+    assert experiment.growth == 3 * (sum(parameter.nbytes for parameter in network.parameters()) - start)

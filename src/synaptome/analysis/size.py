@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from torch import nn
 
+from synaptome.networks.population import Population
 from synaptome.synapses.failing import Failures
 from synaptome.synapses.learned_weight import LearnedWeight
 from synaptome.topology.layers import sparse_layers
@@ -16,10 +17,10 @@ class SynapseCount(NamedTuple):
 
     Attributes:
         parameters: trainable numbers, biases and all.
-        synapses: weights of its layers: parameters with at least two axes, the connections of sparse layers, and the
-            weights of learned ones, frozen or not.
-        active: of these, the number expected to be at work for an example while training: without those that fail, and
-            those that a learned layer masks.
+        synapses: weights of its layers: parameters with at least two axes that are no biases, the connections of sparse
+            layers and of populations, and the weights of learned layers, frozen or not.
+        active: of these, the number expected to be at work for an example while training: without those that fail,
+            those that a learned layer masks, and those that a population has removed.
     """
 
     parameters: int
@@ -42,8 +43,13 @@ def count_synapses(model: nn.Module) -> SynapseCount:
             synapses += module.scores.numel()
             active += survive * int(module.mask().count_nonzero())
             seen |= {id(module.scores), id(module.weight)}
+        elif isinstance(module, Population):
+            synapses += module.values.numel()
+            active += int(module.present.count_nonzero())
+            seen.add(id(module.values))
         for name, parameter in module.named_parameters(recurse=False):
-            weights = parameter.dim() > 1 or id(parameter) in connections
+            # The biases of many layers may be one parameter of two axes.
+            weights = (parameter.dim() > 1 and name != "bias") or id(parameter) in connections
             if weights and id(parameter) not in seen:
                 seen.add(id(parameter))
                 synapses += parameter.numel()

@@ -37,8 +37,8 @@ PUBLISHED: Mapping[int, EquilibriumChoice] = MappingProxyType(
 )
 
 # Found on digits and MNIST; nothing is published. As weights grow the free phase takes longer to come to rest: with 10
-# steps in place of 20, gradients went wrong after some epochs on MNIST, and learning ran away. States that are kept would
-# take fewer steps, but 1.2 GB for 5000 neurons and 60 000 examples.
+# steps in place of 20, gradients went wrong after some epochs on MNIST, and learning ran away. States that are kept
+# would take fewer steps, but 1.2 GB for 5000 neurons and 60 000 examples.
 COMPLETE = EquilibriumChoice(
     20,
     5,

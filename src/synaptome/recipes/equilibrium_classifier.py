@@ -202,6 +202,7 @@ class EquilibriumClassifier(Recipe):
             citations=self._citations(made),
             callbacks=(check,) if self.check_gradient else (),
             finals={equilibria.NAME: partial(equilibria.network_equilibria, split=images.test)},
+            growth=4 * len(images.train) * sum(network.widths) if made.persistent else 0,  # the states that are kept
         )
 
     def _choice(self) -> EquilibriumChoice:

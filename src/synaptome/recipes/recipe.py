@@ -39,6 +39,7 @@ class Experiment:
         finals: what is measured once, of the trained model, by name: `measures/<name>.safetensors`.
         products: what else a run leaves in its folder, by the name of the file: its content, a function of the trained
             model, which it is given in inference and must leave as it is.
+        growth: bytes that a checkpoint may hold beyond the model as it is at the start, with its optimizer.
         work: what this process does in place of training, if another one trains and only needs it.
         close: what is done when the run has ended, well or not.
 
@@ -58,6 +59,7 @@ class Experiment:
     recorders: tuple[Recorder, ...] = ()
     finals: Mapping[str, Measure] = field(default_factory=dict)
     products: Mapping[str, Product] = field(default_factory=dict)
+    growth: int = 0
     work: Callable[[], None] | None = None
     close: Callable[[], None] | None = None
 

@@ -217,7 +217,7 @@ def _run(
         model = experiment.rule.model
         size = sum(t.numel() * t.element_size() for t in [*model.parameters(), *model.buffers()])
         streamed = (CHECKPOINTS + 1) * CHUNK_BYTES * len(experiment.recorders)
-        folder.require_space(CHECKPOINT_COPIES * size + streamed + 2**20)
+        folder.require_space(CHECKPOINT_COPIES * size + CHECKPOINTS * experiment.growth + streamed + 2**20)
         trainer = Trainer(
             experiment.rule,
             experiment.data,

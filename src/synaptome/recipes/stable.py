@@ -185,6 +185,8 @@ class StableNetworks(Recipe):
             evaluate=when,
             callbacks=(Callback(when, lambda trainer: regularity(network)), *depths),
             finals=self._finals(examples),
+            # Of weights and biases, with two moments of an optimizer: the last level has so many times as many.
+            growth=3 * (2 ** (made.levels - 1) - 1) * (network.weight.nbytes + network.bias.nbytes),
         )
 
     def _choice(self) -> StableChoice:

@@ -13,12 +13,14 @@ from synaptome.data.dataset import Batch
 from synaptome.data.indexed import IndexedBatch
 from synaptome.errors import ConfigurationError
 from synaptome.learning.equilibrium import EquilibriumPropagation
+from synaptome.learning.evolving import Evolving
 from synaptome.networks.layered import LayeredNetwork
 from synaptome.networks.relaxation import Relaxation
 from synaptome.networks.sparse_directed import SparseDirectedNetwork
 from synaptome.networks.states import STATES
 from synaptome.synapses.sparse import SparseLinear
 from synaptome.synapses.sparse_recurrent import SparseRecurrent
+from synaptome.topology.evolution import Evolution
 
 LONG = Relaxation(80, 0.8)
 X = torch.rand(7, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -210,3 +212,22 @@ def test_digits_are_learned_far_above_chance():
 def test_cross_entropy_needs_a_readout_which_there_is_none_of():
     with pytest.raises(ConfigurationError, match="given cross-entropy and a network without a read-out"):
         rule_of(made(), cost="cross-entropy")
+
+
+def test_its_connections_evolve_while_it_learns():
+    """SET (Mocanu et al. 2018) under equilibrium propagation: connections move, their number and the protocol stay."""
+
+    def make():
+        network = SparseDirectedNetwork.random(6, 25, 3, 0.4, radius=0.3, relaxation=Relaxation(15, 0.7))
+        optimizer = torch.optim.SGD(network.parameters(), 0.05, momentum=0.5)
+        rule = EquilibriumPropagation(network, optimizer, nudging="centered", corrected=True)
+        return Evolving(rule, Evolution(network, optimizer, drop="set", fraction=0.3, every=7))
+
+    check_rule(make, batch_of)
+    rule = make()
+    before = rule.model.recurrent.nnz, rule.model.recurrent.to_dense().weight != 0
+    for number in range(7):
+        rule.step(batch_of(number))
+    assert rule.replaced > 50
+    assert rule.model.recurrent.nnz == before[0]
+    assert not torch.equal(rule.model.recurrent.to_dense().weight != 0, before[1])

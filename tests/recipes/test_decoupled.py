@@ -161,3 +161,18 @@ def test_warmup_is_told_in_epochs():
     rule = recipe.experiment(0, torch.device("cpu"), None).rule
     steps = -(-len(recipe.experiment(0, torch.device("cpu"), None).data.train) // 100)
     assert rule.how == Decoupling(delay=1, warmup=2 * steps)
+
+
+def test_what_the_data_set_decides_is_written_down():
+    for network in ("stable", "feed-forward"):
+        recipe = Decoupled(data="digits", network=network, width=16)
+        filled = recipe.resolved()
+        assert filled.resolved() == filled
+        assert None not in (filled.depth, filled.batch, filled.epochs, filled.optimization.rate)
+        assert filled.width == 16
+        assert (filled.time is None) == (network == "feed-forward")
+        torch.manual_seed(0)
+        first = recipe.experiment(0, torch.device("cpu"), None).rule.model.state_dict()
+        torch.manual_seed(0)
+        second = filled.experiment(0, torch.device("cpu"), None).rule.model.state_dict()
+        assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())

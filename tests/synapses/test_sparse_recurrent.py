@@ -8,6 +8,7 @@ from synaptome.analysis.size import count_synapses
 from synaptome.conformance import check_synapse
 from synaptome.errors import ConfigurationError
 from synaptome.synapses.sparse_recurrent import SparseRecurrent
+from synaptome.topology.evolution import Evolution
 
 EDGES = ([0, 2, 2, 4], [4, 0, 3, 1])  # targets and sources; neurons 1 and 3 get nothing
 
@@ -103,3 +104,29 @@ def test_a_loop_is_refused_when_connections_are_replaced_or_loaded():
     state["col"] = torch.tensor([4, 1, 0, 3, 2, 1], dtype=torch.int32)
     with pytest.raises(ConfigurationError, match="from a neuron to itself; given 1 to 1"):
         SparseRecurrent(5, edges=EDGES).load_state_dict(state)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"drop": "set"},
+        {"grow": "random-unfired", "initial": "distribution"},
+        {"grow": "gradient"},
+        {"drop": "taylor", "grow": "momentum"},
+    ],
+    ids=str,
+)
+def test_it_evolves_until_it_is_nearly_full_and_never_grows_a_loop(options):
+    torch.manual_seed(0)
+    layer = SparseRecurrent(8, nnz=52)  # of 56 places
+    optimizer = torch.optim.SGD(layer.parameters(), 0.1, momentum=0.9)
+    evolution = Evolution(layer, optimizer, fraction=0.5, track_visited=True, **options)
+    replaced = 0
+    for _ in range(12):
+        optimizer.zero_grad()
+        layer(torch.randn(5, 8)).square().sum().backward()
+        optimizer.step()
+        replaced += evolution.step()  # a loop would be refused
+    assert replaced >= 12
+    assert layer.nnz == len(set(edges_of(layer))) == 52
+    assert evolution.itop_rate() == 1  # every place was visited, and those of loops do not count

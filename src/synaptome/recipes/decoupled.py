@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -142,6 +142,15 @@ class Decoupled(Recipe):
             raise ConfigurationError(f"timeout is a number of seconds above 0; given {self.timeout}")
         self._how(1)
         check_balance(self._balance(depth), depth, least=int(self.network != "stable"))
+
+    def resolved(self) -> Decoupled:
+        """The same recipe with every number given that the data set decided."""
+        usual = usual_for(self.data)
+        optimization = OptimizationChoice(**asdict(self.optimization.made(usual.rate)))
+        names = ("width", "depth", "batch", "epochs", *(["time"] if self.network == "stable" else []))
+        given = {name: getattr(self, name) for name in names}
+        filled = {name: getattr(usual, name) if value is None else value for name, value in given.items()}
+        return replace(self, optimization=optimization, **filled)
 
     def experiment(self, seed: int, device: torch.device, data_dir: Path | None) -> Experiment:
         """See `Recipe.experiment`."""

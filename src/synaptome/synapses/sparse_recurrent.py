@@ -86,6 +86,11 @@ class SparseRecurrent(SparseWeight):
         """The share of all places that are connected; a neuron has none for itself."""
         return self.nnz / (self.in_features * (self.in_features - 1))
 
+    @property
+    def barred(self) -> Tensor:
+        """The places of loops, int64 `[neurons]`, of which an evolution takes none."""
+        return torch.arange(self.in_features, device=self.col.device) * (self.in_features + 1)
+
     def forward(self, x: Tensor) -> Tensor:
         """`[..., neurons]` to `[..., neurons]`."""
         return sparse_linear(x, self.values, None, self.structure)

@@ -16,7 +16,16 @@ from synaptome.topology import optimizer_state
 from synaptome.topology.densities import apportion
 from synaptome.topology.drop import DROPS
 from synaptome.topology.gradients import Capture, gradient_blocks
-from synaptome.topology.layers import SparseLayer, holders, label, layers_to_evolve, occupied, places_of, replace
+from synaptome.topology.layers import (
+    SparseLayer,
+    barred,
+    holders,
+    label,
+    layers_to_evolve,
+    occupied,
+    places_of,
+    replace,
+)
 from synaptome.topology.schedule import SCHEDULES
 from synaptome.topology.settings import Settings, differences
 
@@ -171,7 +180,7 @@ class Evolution:
             raise ConfigurationError("visited places are not remembered; give track_visited=True")
         self._look_up()
         visited = sum(len(union(self._visited[name], occupied(layer))) for name, layer in self._layers.items())
-        return visited / sum(layer.out_features * layer.in_features for layer in self._layers.values())
+        return visited / sum(places_of(layer) - len(barred(layer)) for layer in self._layers.values())
 
     def state_dict(self) -> dict[str, Any]:
         """All that a resumed evolution needs beside the states of model and optimizer."""
@@ -233,16 +242,16 @@ class Evolution:
             if not _finite(values):
                 raise NumericError(f"a weight of {label(name)} is not finite; no connection was changed")
         fraction = self._fraction * self._schedule(0.0 if self._until is None else step / self._until)
-        before = {name: occupied(layer) for name, layer in self._layers.items()}
-        room = {name: places_of(layer) - len(before[name]) for name, layer in self._layers.items()}
+        closed = {name: _closed(layer) for name, layer in self._layers.items()}
+        room = {name: places_of(layer) - len(closed[name]) for name, layer in self._layers.items()}
         dropped = {}
         for name, values in self._held.items():
             allowed = min(fraction, room[name] / max(len(values), 1))
             dropped[name] = self._drop(values.detach(), values.grad, allowed, room[name])
         counts = self._share_out({name: int(mask.count_nonzero()) for name, mask in dropped.items()}, room)
         if self._visited is not None:
-            self._visited = {name: union(self._visited[name], before[name]) for name in self._layers}
-        grown = {name: self._grown(name, before[name], counts[name]) for name in self._layers}
+            self._visited = {name: union(self._visited[name], occupied(layer)) for name, layer in self._layers.items()}
+        grown = {name: self._grown(name, closed[name], counts[name]) for name in self._layers}
         for name, layer in self._layers.items():
             row = grown[name] // layer.in_features
             fresh = self._fresh(layer, row)
@@ -268,12 +277,13 @@ class Evolution:
         shares = apportion(sum(dropped.values()), weights, [room[name] for name in dropped])
         return dict(zip(dropped, shares, strict=True))
 
-    def _grown(self, name: str, before: Tensor, count: int) -> Tensor:
+    def _grown(self, name: str, closed: Tensor, count: int) -> Tensor:
         layer = self._layers[name]
         if self._grow == "random":
-            return growth.random(before, places_of(layer), count, self._generator)
+            return growth.random(closed, places_of(layer), count, self._generator)
         if self._grow == "random-unfired" and self._visited is not None:
-            return growth.random_unfired(before, self._visited[name], places_of(layer), count, self._generator)
+            visited = union(self._visited[name], closed)
+            return growth.random_unfired(closed, visited, places_of(layer), count, self._generator)
         blocks = gradient_blocks(
             name,
             list(self._capture.seen[name]),
@@ -282,7 +292,7 @@ class Evolution:
             layer.values.detach(),
             self._group,
         )
-        return growth.largest(blocks, before, count)
+        return growth.largest(blocks, closed, count)
 
     def _fresh(self, layer: SparseLayer, row: Tensor) -> Tensor:
         if self._initial == "distribution":
@@ -319,6 +329,12 @@ class Evolution:
                 if not inside or not bool((visited[1:] > visited[:-1]).all()):
                     return f"its visited places of {label(name)} are not ascending numbers below {places_of(layer)}"
         return None
+
+
+def _closed(layer: SparseLayer) -> Tensor:
+    """The places that no new connection may take, sorted, int64: they are occupied, or barred."""
+    never = barred(layer)
+    return union(occupied(layer), never) if len(never) else occupied(layer)
 
 
 def _finite(numbers: Tensor) -> bool:

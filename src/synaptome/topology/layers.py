@@ -14,6 +14,8 @@ from synaptome.errors import ConfigurationError
 class SparseLayer(Protocol):
     """What is asked of a layer whose connections change; `synaptome.SparseLinear` is one.
 
+    A layer where some places stay empty for ever says so by `barred`, these places, sorted, int64.
+
     Attributes:
         values: its weights `[nnz]`, in the order of (row, col), without repetition.
         row_of, col: output and input of each connection, integers `[nnz]`.
@@ -146,6 +148,12 @@ def replace(name: str, layer: SparseLayer, dropped: Tensor, row: Tensor, col: Te
 def occupied(layer: SparseLayer) -> Tensor:
     """The places `row * in_features + col` of a layer's connections, sorted, int64 `[nnz]`."""
     return layer.row_of.to(torch.int64, copy=True).mul_(layer.in_features).add_(layer.col)
+
+
+def barred(layer: SparseLayer) -> Tensor:
+    """The places where a layer never has a connection, sorted, int64; most layers have none of these."""
+    places: Tensor | None = getattr(layer, "barred", None)
+    return layer.col.new_empty(0, dtype=torch.int64) if places is None else places
 
 
 def places_of(layer: SparseLayer) -> int:

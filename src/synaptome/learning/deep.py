@@ -74,7 +74,8 @@ class PopulationLearning:
         success.record_diverged(epoch, finite & values.isfinite().all(1))
         kept = success.finite.unsqueeze(1)
         model.values.copy_(torch.where(kept, values, model.values))
-        model.present.copy_(torch.where(kept, present, model.present))
+        if present is not model.present:
+            model.present.copy_(torch.where(kept, present, model.present))
         if model.bias is not None:
             changed = model.bias + self.plasticity.rate_of(self.epoch) * biases[:, model.sizes.inputs :]
             model.bias.copy_(torch.where(kept, changed, model.bias))
@@ -145,7 +146,10 @@ class PopulationLearning:
         model, how = self.population, self.plasticity
         before, present = model.values.detach(), model.present
         changes = changes.sign() if how.sign else changes
-        values = (before + how.rate_of(self.epoch) * changes - how.l1 * before.sign()) * present
+        values = before + how.rate_of(self.epoch) * changes
+        if how.l1:
+            values -= how.l1 * before.sign()
+        values *= present
         if how.sparsification is not None:
             removed = how.sparsification.removed(model, values, self.epoch + 1)
             values = torch.where(removed, 0.0, values)

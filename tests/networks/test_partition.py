@@ -44,11 +44,26 @@ def test_even_blocks_differ_by_one_layer_at_most(depth, data):
     assert max(balance) - min(balance) <= 1
 
 
-@pytest.mark.parametrize("balance", [(), (3, 3), (5, 0), (6, -1)])
+@pytest.mark.parametrize("balance", [(), (3, 3), (0, 5), (6, -1)])
 @pytest.mark.parametrize("model", MODELS)
 def test_a_balance_sums_to_the_depth(model, balance):
     with pytest.raises(ConfigurationError, match="sum to the depth, 5"):
         split(MODELS[model](), balance)
+
+
+def test_only_the_last_block_of_a_stable_network_may_be_without_layers():
+    """It is the classifier then."""
+    network = MODELS["stable"]()
+    blocks = split(network, (5, 0))
+    x = torch.randn(7, 4)
+    assert torch.equal(nn.Sequential(*blocks)(x), network(x))
+    assert [name for name, parameter in blocks[1].named_parameters() if parameter.numel()] == [
+        "classifier.weight",
+        "classifier.bias",
+    ]
+    for model in ("sequential", "feed-forward"):
+        with pytest.raises(ConfigurationError, match="whole numbers from 1 on"):
+            split(MODELS[model](), (5, 0))
 
 
 def test_what_is_no_sequence_cannot_be_split():

@@ -73,7 +73,7 @@ class Decoupled(Recipe):
         true_share: of true gradients in an update, beside the guesses, in [0, 1).
         warmup: epochs of true gradients that are waited for, at the start.
         least_cosine: a block waits as long as guesses and true gradients have a smaller cosine, on average.
-        synthesiser: linear, mlp, or for images convolutional.
+        synthesiser: linear, or mlp with two hidden layers.
         hidden: neurons in a synthesiser's hidden layers; those of the activity if not given.
         conditioned: whether guesses depend on labels.
         synthesis_rate: learning rate of synthesisers, by Adam.

@@ -88,7 +88,7 @@ def blocks(how: Decoupling, width: int, batch: int) -> Callable[[int], None]:
         if distributed.get_rank():
             serve(rule, shapes, batch, SECONDS)
         else:
-            elsewhere = BlockProcesses(rule, shapes, batch, SECONDS)
+            elsewhere = BlockProcesses(rule, batch, SECONDS)
             for _ in range(count):
                 elsewhere.step(data)
             elsewhere.close()

@@ -6,6 +6,7 @@ import signal
 import socket
 import time
 from datetime import timedelta
+from functools import partial
 
 import pytest
 import torch
@@ -39,14 +40,15 @@ def batch(number, size=SIZE):
     return Batch(inputs, inputs[:, :CLASSES].argmax(1))
 
 
-def made(blocks, how):
+def made(blocks, how, dtype=torch.float32):
     """The rule, and the shapes between its blocks; the last block of two is the classifier alone."""
     balance = {2: (4, 0), 3: (2, 1, 1)}[blocks]
     torch.manual_seed(0)
     network = StableNetwork(WIDTH, CLASSES, dynamics="verlet", width=WIDTH, depth=4, time=4.0)
     parts = split(network, balance)
     shapes = border_shapes(parts, (WIDTH,))
-    synthesisers = [Synthesiser(shape, CLASSES) for shape in shapes]
+    synthesisers = [Synthesiser(shape, CLASSES).to(dtype) for shape in shapes]
+    parts.to(dtype)
     rule = SyntheticGradients(
         parts, lambda parameters: torch.optim.Adam(parameters, lr=0.01), synthesisers, how=Decoupling(**how)
     )
@@ -73,26 +75,29 @@ def ran(what, blocks, *arguments):
 def same_bits(rank, blocks, port, ports):
     for how, own in zip(HOWS, ports, strict=True):
         joined(rank, blocks, own)
-        rule, shapes = made(blocks, how)
+        dtype = torch.float64 if how == {"delay": 2} else torch.float32
+        rule, shapes = made(blocks, how, dtype)
         if rank:
             serve(rule, shapes, SIZE, SECONDS)
             distributed.destroy_process_group()
             continue
-        oracle, _ = made(blocks, how)
-        elsewhere = BlockProcesses(rule, shapes, SIZE, SECONDS)
-        losses = [oracle.step(batch(number, 8 if number % 4 else 5))["loss"] for number in range(9)]
-        told = [elsewhere.step(batch(number, 8 if number % 4 else 5))["loss"] for number in range(9)]
+        oracle, _ = made(blocks, how, dtype)
+        batches = [batch(number, 8 if number % 4 else 5) for number in range(15)]
+        batches = [given._replace(inputs=given.inputs.to(dtype)) for given in batches]
+        elsewhere = BlockProcesses(rule, SIZE, SECONDS)
+        losses = [oracle.step(given)["loss"] for given in batches[:9]]
+        told = [elsewhere.step(given)["loss"] for given in batches[:9]]
         lag = (blocks - 1) * max(1, how.get("delay", 1))
         assert told == [losses[max(0, number - lag)] for number in range(9)], how
-        assert elsewhere.evaluate(batch(50)) == oracle.evaluate(batch(50)), how
+        assert elsewhere.evaluate(batches[14]) == oracle.evaluate(batches[14]), how
         saved = copy.deepcopy(elsewhere.state_dict())
         same(saved["blocks"], oracle.state_dict()["blocks"])
-        after = [elsewhere.step(batch(number)) for number in range(9, 14)]
-        for number in range(9, 14):
-            oracle.step(batch(number))
+        after = [elsewhere.step(given) for given in batches[9:14]]
+        for given in batches[9:14]:
+            oracle.step(given)
         same(elsewhere.state_dict()["blocks"], oracle.state_dict()["blocks"])
         elsewhere.load_state_dict(saved)
-        again = [elsewhere.step(batch(number)) for number in range(9, 14)]
+        again = [elsewhere.step(given) for given in batches[9:14]]
         assert [report["loss"] for report in again] == [report["loss"] for report in after], how
         same(elsewhere.state_dict()["blocks"], oracle.state_dict()["blocks"])
         elsewhere.close()
@@ -126,7 +131,7 @@ def not_finite(rank, blocks, port):
     if rank:
         serve(rule, shapes, SIZE, SECONDS)
     else:
-        elsewhere = BlockProcesses(rule, shapes, SIZE, SECONDS)
+        elsewhere = BlockProcesses(rule, SIZE, SECONDS)
         elsewhere.step(batch(0))
         bad = batch(1)._replace(inputs=torch.full((SIZE, WIDTH), torch.nan))
         for _ in range(blocks - 1):  # it comes as late as there are processes on its way
@@ -168,7 +173,7 @@ def bereaved(rank, blocks, port, victim, how, seconds):
         if rank:
             serve(rule, shapes, SIZE, seconds)
         else:
-            elsewhere = BlockProcesses(rule, shapes, SIZE, seconds)
+            elsewhere = BlockProcesses(rule, SIZE, seconds)
             for number in range(100):
                 elsewhere.step(batch(number))
 
@@ -208,9 +213,9 @@ def test_a_lost_process_ends_the_others_in_time(victim, how):
 def too_few(rank, blocks, port):
     joined(rank, blocks, port)
     rule, shapes = made(3, {})
-    start = serve if rank else BlockProcesses
+    start = partial(serve, rule, shapes) if rank else partial(BlockProcesses, rule)
     with pytest.raises(ConfigurationError, match=r"3 blocks and 2 processes: start as many .*--nproc-per-node 3"):
-        start(rule, shapes, SIZE, SECONDS)
+        start(SIZE, SECONDS)
     distributed.destroy_process_group()
 
 

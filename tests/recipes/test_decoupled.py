@@ -88,6 +88,28 @@ def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path, started, ended, signum
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("method", ["synthetic", "stale"])
+def test_one_process_goes_on_where_several_stopped_and_the_other_way_round(tmp_path, started, ended, method):
+    words = ["--epochs", "40", "--method", method, "--checkpoint-seconds", "0"]
+    assert run(tmp_path / "whole", *words) == 0
+    starts = {
+        "one": ["run", "decoupled", *DIGITS, *words, "--out", tmp_path / "one"],
+        "two": ["run", "decoupled", *DIGITS, *words, "--out", tmp_path / "two"],
+    }
+    for name, processes in (("one", 1), ("two", 2)):
+        working = started(starts[name], processes)
+        while len(list((tmp_path / name).glob("checkpoints/*/tensors.safetensors"))) < 2:
+            time.sleep(0.01)
+            assert all(process.poll() is None for process in working)
+        working[0].send_signal(signal.SIGTERM)
+        codes, said = ended(working)
+        assert codes[0] == 143, said
+        codes, said = ended(started(["resume", tmp_path / name, "--quiet"], 3 - processes))
+        assert set(codes) == {0}, said
+        same_tensors(tmp_path / "whole", tmp_path / name)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("signum", [signal.SIGSTOP, signal.SIGKILL])
 def test_a_lost_process_ends_the_run_with_an_exit_code_of_its_own(tmp_path, started, signum):
     out = tmp_path / "run"
@@ -149,6 +171,10 @@ def test_what_learns_in_one_process_refuses_several(tmp_path, started, ended, wo
         ({"synthesis_rate": 0.0}, "positive number; given 0.0"),
         ({"network": "feed-forward", "time": 3.0}, "has no time"),
         ({"timeout": -1.0}, "above 0; given -1.0"),
+        ({"width": 0}, "width .*given 0"),
+        ({"depth": 0}, "depth .*given 0"),
+        ({"batch": 0}, "batch .*given 0"),
+        ({"epochs": 0}, "epochs .*given 0"),
     ],
 )
 def test_what_does_not_fit_is_refused(fields, message):

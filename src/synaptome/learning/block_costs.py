@@ -9,6 +9,7 @@ between processes does so while they work, and is left out.
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -88,17 +89,18 @@ def balanced(layers: Sequence[float], blocks: int, synthesis: float = 0.0) -> tu
     until = [0.0]
     for cost in layers:
         until.append(until[-1] + cost)
-    # slowest[k][end]: of the first `end` layers in k blocks, with the sizes that give it.
-    slowest: dict[tuple[int, int], tuple[float, tuple[int, ...]]] = {(0, 0): (0.0, ())}
+    # For each number of first layers: the slowest of `count` blocks of them, at best, with the sizes that give it.
+    found: list[tuple[float, tuple[int, ...]]] = [(0.0, ()), *[(math.inf, ())] * depth]
     for count in range(1, blocks + 1):
         extra = synthesis if count < blocks else 0.0
-        for end in range(count, depth + 1):
-            slowest[count, end] = min(
-                (max(slowest[count - 1, start][0], until[end] - until[start] + extra), (*sizes, end - start))
-                for start in range(count - 1, end)
-                if (sizes := slowest.get((count - 1, start), (0.0, None))[1]) is not None
+        found = [(math.inf, ())] + [
+            min(
+                (max(slowest, until[end] - until[start] + extra), (*sizes, end - start))
+                for start, (slowest, sizes) in enumerate(found[:end])
             )
-    return slowest[blocks, depth][1]
+            for end in range(1, depth + 1)
+        ]
+    return found[depth][1]
 
 
 def _step(learner: BlockLearner, x: Tensor, targets: Tensor, last: bool, how: Decoupling) -> None:

@@ -132,9 +132,9 @@ class BlockLearner:
         return 0 if self.how.true_share < 1 else min(len(self._pending), self.delay - self.how.delay)
 
     @property
-    def owed(self) -> list[torch.Size]:
-        """The shapes of the true gradients that have not arrived, oldest first."""
-        return [passed.h.shape for passed in self._pending][len(self.arrived) :]
+    def owed(self) -> list[Tensor]:
+        """The activities whose true gradients have not arrived, oldest first."""
+        return [passed.h for passed in self._pending][len(self.arrived) :]
 
     def begin(self, x: Tensor, targets: Tensor) -> Tensor:
         """The block's activity on an input, without a gradient of its own: the input of the next block."""

@@ -2,7 +2,7 @@
 
 Process 0 has the first block, asks for everything and answers for all: it is a learning rule as any other. Its word
 goes to the next process ahead of each batch's activity, and so on down the row, so that nobody waits for an order.
-Labels go with it: only process 0 needs the data. Losses come back to it from the last process.
+Labels go with it: `serve` needs no data. Losses come back to process 0 from the last one.
 
 Every block does what it does in one process, in the same order, and so with the same bits. What is reported differs in
 two ways: the means of a step are those of a batch some steps before, which is known by then, and cosines are those of
@@ -38,7 +38,6 @@ class BlockProcesses:
     Args:
         rule: of all blocks, the same in every process. Here the first block learns, and the others are copies of what
             is elsewhere, renewed when they are asked for.
-        shapes: of an example's activity between each block and the next.
         batch: examples a step, at most.
         timeout: seconds after which a process that does not answer counts as lost.
 
@@ -51,11 +50,11 @@ class BlockProcesses:
 
     model: nn.Module
 
-    def __init__(self, rule: SyntheticGradients, shapes: Sequence[Sequence[int]], batch: int, timeout: float) -> None:
+    def __init__(self, rule: SyntheticGradients, batch: int, timeout: float) -> None:
         check_processes(len(rule.learners))
         self.rule, self.model = rule, rule.model
         self._first = rule.learners[0]
-        self._shape, self._batch = shapes[0], batch
+        self._batch = batch
         self._lines = [Line(peer, timeout) for peer in range(1, len(rule.learners))]
         self._next, self._last = self._lines[0], self._lines[-1]
         # By then the last process has the batch behind it, if none is further behind than it may be.
@@ -80,9 +79,9 @@ class BlockProcesses:
         self._order(STEP, batch.targets)
         activity = self._first.begin(batch.inputs, batch.targets)
         self._next.send(activity, ACTIVITY)
-        self._next.expect(activity.shape, GRADIENT)
+        self._next.expect(activity.shape, GRADIENT, activity.dtype)
         self._last.expect((2,), MEANS, torch.float64)
-        self._first.learn(lambda: self._next.take(GRADIENT).to(batch.inputs.device), _unsent)
+        self._first.learn(lambda: self._next.take(GRADIENT).to(activity.device), _unsent)
         if not self._means:
             self._means.append(self._last.take(MEANS))
         untold = len(self._means) + self._last.expected(MEANS)
@@ -150,7 +149,8 @@ def serve(rule: SyntheticGradients, shapes: Sequence[Sequence[int]], batch: int,
     Signals to stop are for process 0, which says so when everything is saved.
 
     Args:
-        rule, shapes, batch, timeout: as for `BlockProcesses`; the same in every process.
+        rule, batch, timeout: as for `BlockProcesses`; the same in every process.
+        shapes: of an example's activity between each block and the next.
 
     Raises:
         ConfigurationError: there are not as many processes as blocks.
@@ -160,6 +160,7 @@ def serve(rule: SyntheticGradients, shapes: Sequence[Sequence[int]], batch: int,
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     learner = rule.learners[rank]
+    like = next(rule.model.parameters())  # of the dtype of activities, and where they are computed
     last = rank == blocks - 1
     root = Line(0, timeout)
     before = root if rank == 1 else Line(rank - 1, timeout)
@@ -177,14 +178,17 @@ def serve(rule: SyntheticGradients, shapes: Sequence[Sequence[int]], batch: int,
             break
         before.expect((HEAD + batch,), ORDER, torch.int64)
         if order == STEP:
-            x = before.receive((len(labels), *shapes[rank - 1]), ACTIVITY)
+            x = before.receive((len(labels), *shapes[rank - 1]), ACTIVITY, like.dtype).to(like.device)
+            labels = labels.to(like.device)
             if after is None:
                 broken = _conclude(learner, x, labels, before, root, broken)
             else:
                 activity = learner.begin(x, labels)
                 after.send(activity, ACTIVITY)
-                after.expect(activity.shape, GRADIENT)
-                learner.learn(lambda: after.take(GRADIENT), lambda gradient: before.send(gradient, GRADIENT))
+                after.expect(activity.shape, GRADIENT, activity.dtype)
+                learner.learn(
+                    lambda: after.take(GRADIENT).to(like.device), lambda gradient: before.send(gradient, GRADIENT)
+                )
         elif order == SEND_PARAMETERS:
             root.send_state({"block": learner.block.state_dict(), "cosine": learner.cosine}, STATE)
         elif order == SEND_STATE:
@@ -232,14 +236,15 @@ def _conclude(learner: BlockLearner, x: Tensor, labels: Tensor, before: Line, ro
 def _take_in(learner: BlockLearner, after: Line) -> None:
     """Let a learner have all true gradients that were sent to it."""
     while after.expected(GRADIENT) > learner.due_later:
-        learner.arrived.append(after.take(GRADIENT))
+        gradient = after.take(GRADIENT)
+        learner.arrived.append(gradient.to(next(learner.block.parameters()).device))
 
 
 def _expect_again(learner: BlockLearner, after: Line) -> None:
     """Make room for the true gradients that a learner of another state waits for, and for no others."""
     after.restart(GRADIENT)
-    for shape in learner.owed:
-        after.expect(shape, GRADIENT)
+    for activity in learner.owed:
+        after.expect(activity.shape, GRADIENT, activity.dtype)
 
 
 def _ordered(order: int, labels: Tensor | None, batch: int) -> Tensor:

@@ -12,7 +12,8 @@ from torch.func import functional_call
 from synaptome.data.dataset import Batch
 from synaptome.learning.distribution_blocks import Block, Piece, Values
 from synaptome.learning.loss import Loss
-from synaptome.networks.feedforward import ACTIVATIONS, OUTPUTS, FeedForward
+from synaptome.networks.feedforward import FeedForward
+from synaptome.networks.partition import split
 from synaptome.networks.stable import StableNetwork
 
 Run = Callable[[nn.Module, Tensor], Tensor]
@@ -96,9 +97,8 @@ def cut_before(model: nn.Module, block: Block) -> Cut | None:
     first = next(number for number, layer in enumerate(layers) if held & set(layer.parameters()))
     if not first:
         return None
-    if type(model) is nn.Sequential:
-        return Cut(lambda m, x: m[:first](x), lambda m, h: m[first:](h))  # type: ignore[index]
-    return Cut(lambda m, x: _feed_forward(m, x, 0, first), lambda m, h: _feed_forward(m, h, first, len(layers)))
+    halves = first, len(layers) - first
+    return Cut(lambda m, x: split(m, halves)[0](x), lambda m, h: split(m, halves)[1](h))
 
 
 class _Part(nn.Module):
@@ -126,13 +126,3 @@ def _first_layer(network: StableNetwork, piece: Piece) -> int:
         return 0
     # Control i takes part from the first layer after control i - 1 on, which stands at layer (i - 1) depth / controls.
     return (piece.rows[0] - 1) * network.depth // network.controls + 1
-
-
-def _feed_forward(model: nn.Module, x: Tensor, start: int, stop: int) -> Tensor:
-    """The layers of a `FeedForward` from `start` up to, and without, `stop`; see its `forward`."""
-    assert isinstance(model, FeedForward)
-    h = x.flatten(1)
-    for number in range(start, stop):
-        last = number == len(model.layers) - 1
-        h = (OUTPUTS[model.output] if last else ACTIVATIONS[model.activation])(model.layers[number](h))
-    return h

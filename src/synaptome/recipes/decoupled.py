@@ -32,6 +32,7 @@ from synaptome.recipes.stable_presets import OptimizationChoice, StableChoice, c
 from synaptome.training.callbacks import each_epoch
 
 ROWS = 100  # of metrics, beside that of the start
+LEFT_OPEN = ("width", "depth", "time", "batch", "epochs")  # fields that the data set decides if they are not given
 IMAGES = ("digits", "mnist", "fashion")
 METHODS = {
     "synthetic": "synthetic gradients",
@@ -116,12 +117,8 @@ class Decoupled(Recipe):
     timeout: float = 120.0
 
     def __post_init__(self) -> None:
-        usual = usual_for(self.data)
-        depth, width = self.depth or usual.depth, self.width or usual.width
-        check_sizes(
-            width=width, depth=depth, blocks=self.blocks, batch=self.batch or usual.batch,
-            epochs=self.epochs or usual.epochs,
-        )  # fmt: skip
+        made = self._choice()
+        check_sizes(width=made.width, depth=made.depth, blocks=self.blocks, batch=made.batch, epochs=made.epochs)
         if self.balance and self.blocks not in (2, len(self.balance)):
             raise ConfigurationError(
                 f"balance names {len(self.balance)} blocks and blocks is {self.blocks}; leave blocks out"
@@ -141,32 +138,29 @@ class Decoupled(Recipe):
         if not (self.timeout > 0 and math.isfinite(self.timeout)):
             raise ConfigurationError(f"timeout is a number of seconds above 0; given {self.timeout}")
         self._how(1)
-        check_balance(self._balance(depth), depth, least=int(self.network != "stable"))
+        check_balance(self._balance(made), made.depth, least=int(self.network != "stable"))
 
     def resolved(self) -> Decoupled:
         """The same recipe with every number given that the data set decided."""
-        usual = usual_for(self.data)
-        optimization = OptimizationChoice(**asdict(self.optimization.made(usual.rate)))
-        names = ("width", "depth", "batch", "epochs", *(["time"] if self.network == "stable" else []))
-        given = {name: getattr(self, name) for name in names}
-        filled = {name: getattr(usual, name) if value is None else value for name, value in given.items()}
-        return replace(self, optimization=optimization, **filled)
+        made = self._choice()
+        optimization = OptimizationChoice(**asdict(self.optimization.made(made.rate)))
+        names = [name for name in LEFT_OPEN if name != "time" or self.network == "stable"]
+        return replace(self, optimization=optimization, **{name: getattr(made, name) for name in names})
 
     def experiment(self, seed: int, device: torch.device, data_dir: Path | None) -> Experiment:
         """See `Recipe.experiment`."""
-        usual = usual_for(self.data)
-        batch, epochs = self.batch or usual.batch, self.epochs or usual.epochs
+        made = self._choice()
         examples = data.load(self.data, data_dir=data_dir, validation=self.validation, seed=seed)
-        network = self._network(examples).to(device)
-        balance = self._balance(self.depth or usual.depth)
+        network = self._network(made, examples).to(device)
+        balance = self._balance(made)
         parts = split(network, balance).to(device)
         shapes = border_shapes(parts, examples.input_shape, device)
         examples = examples.to(device)
-        epoch_steps = math.ceil(len(examples.train) / batch)
-        optimization = self.optimization.made(usual.rate)
+        epoch_steps = math.ceil(len(examples.train) / made.batch)
+        optimization = self.optimization.made(made.rate)
 
         def schedule(optimizer: optim.Optimizer) -> LRScheduler | None:
-            return optimization.scheduler(optimizer, epochs * epoch_steps)
+            return optimization.scheduler(optimizer, made.epochs * epoch_steps)
 
         rule: LearningRule
         if self.method in ("frozen", "backprop"):
@@ -194,40 +188,44 @@ class Decoupled(Recipe):
         if processes() > 1 and isinstance(rule, SyntheticGradients):
             joined(self.timeout)
             if check_processes(len(parts)):
-                work = partial(serve, rule, shapes, batch, self.timeout)
+                work = partial(serve, rule, shapes, made.batch, self.timeout)
             else:
-                rule = BlockProcesses(rule, shapes, batch, self.timeout)
+                rule = BlockProcesses(rule, made.batch, self.timeout)
                 close = rule.close
         return Experiment(
             data=examples,
             rule=rule,
-            epochs=epochs,
-            batch=batch,
+            epochs=made.epochs,
+            batch=made.batch,
             synapse=f"{self._describe()}, {'+'.join(map(str, balance))} layers",
             learning=METHODS[self.method],
             citations={"synthetic": ("jaderberg2017",), "stale": ("huo2018",)}.get(self.method, ()),
-            evaluate=each_epoch(math.ceil(epochs / ROWS)),
+            evaluate=each_epoch(math.ceil(made.epochs / ROWS)),
             work=work,
             close=close,
         )
 
-    def _network(self, examples: Dataset) -> nn.Module:
-        usual = usual_for(self.data)
-        width, depth, inputs = self.width or usual.width, self.depth or usual.depth, math.prod(examples.input_shape)
+    def _choice(self) -> StableChoice:
+        """What serves the data set, with what is given in place of its own."""
+        given = {name: getattr(self, name) for name in LEFT_OPEN}
+        return replace(usual_for(self.data), **{name: value for name, value in given.items() if value is not None})
+
+    def _network(self, made: StableChoice, examples: Dataset) -> nn.Module:
+        inputs = math.prod(examples.input_shape)
         if self.network == "feed-forward":
-            return FeedForward([inputs, *[width] * (depth - 1), examples.outputs], activation="tanh")
+            return FeedForward([inputs, *[made.width] * (made.depth - 1), examples.outputs], activation="tanh")
         return StableNetwork(
             inputs,
             examples.outputs,
             dynamics=self.dynamics,
-            width=width,
-            depth=depth,
-            time=usual.time if self.time is None else self.time,
+            width=made.width,
+            depth=made.depth,
+            time=made.time,
             opening="learned",
         )
 
-    def _balance(self, depth: int) -> tuple[int, ...]:
-        return self.balance or even(depth, self.blocks)
+    def _balance(self, made: StableChoice) -> tuple[int, ...]:
+        return self.balance or even(made.depth, self.blocks)
 
     def _how(self, epoch_steps: int) -> Decoupling:
         if self.method == "locked":

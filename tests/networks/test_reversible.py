@@ -139,9 +139,9 @@ def peak_bytes(network, x):
 def test_memory_does_not_grow_with_depth(name, shape):
     x = torch.randn(1024 if len(shape) == 1 else 16, *shape)
     options = {"dynamics": name, "width": 4, "time": 5.0}
-    shallow, deep = (StableNetwork(shape, 2, depth=depth, reversible=True, **options) for depth in (4, 32))
+    shallow, deep = (StableNetwork(shape, 2, depth=depth, reversible=True, **options) for depth in (4, 48))
     assert saved_bytes(shallow, x) == saved_bytes(deep, x)
-    plain = StableNetwork(shape, 2, depth=32, **options)
+    plain = StableNetwork(shape, 2, depth=48, **options)
     assert saved_bytes(plain, x) > 10 * saved_bytes(deep, x)
     # The gradients themselves are one more copy of the parameters, and autograd may hold a second one.
     parameters = sum(p.numel() * p.element_size() for p in deep.parameters())

@@ -25,7 +25,7 @@ from torch.nn.grad import conv2d_weight
 
 from synaptome.errors import ConfigurationError
 from synaptome.kernels.operators import differentiated_by
-from synaptome.networks.dynamics import DYNAMICS, join
+from synaptome.networks.dynamics import DYNAMICS, arranged, join
 from synaptome.networks.feedforward import ACTIVATIONS
 from synaptome.networks.forces import apply, apply_transposed, moved_back, source_after
 
@@ -103,7 +103,7 @@ def _run(
     for K, b, kick in zip(weight, bias, _kicks(len(weight), half_kick), strict=True):
         state = method.step(state, K, b, step, s, kick)
     # An operation never gives back its own input.
-    return join(state) if len(weight) else carried.clone()
+    return join(state) if len(weight) else arranged(carried).clone()
 
 
 def _run_back(
@@ -134,7 +134,7 @@ def _run_back(
             else:
                 pulled += grads[1 - shear.target]
                 grads = (moved, pulled) if shear.target == 0 else (pulled, moved)
-    return join(grads) if len(weight) else grad.clone(), by_weight, by_bias
+    return join(grads) if len(weight) else arranged(grad).clone(), by_weight, by_bias
 
 
 def _pull_outward(K: Tensor, y: Tensor, b: Tensor, activation: str) -> tuple[Tensor, _Pull]:
@@ -203,14 +203,14 @@ _forward = _register(
     "reversible_flow",
     f"(Tensor state, Tensor weight, Tensor bias, {_OPTIONS}) -> Tensor",
     _run,
-    lambda state, *_: torch.empty_like(state, memory_format=torch.contiguous_format),
+    lambda state, *_: arranged(torch.empty_like(state, memory_format=torch.contiguous_format)),
 )
 _backward = _register(
     "reversible_flow_backward",
     f"(Tensor last, Tensor grad, Tensor weight, Tensor bias, {_OPTIONS}) -> (Tensor, Tensor, Tensor)",
     _run_back,
     lambda last, grad, weight, bias, *_: (
-        torch.empty_like(last, memory_format=torch.contiguous_format),
+        arranged(torch.empty_like(last, memory_format=torch.contiguous_format)),
         torch.empty_like(weight),
         torch.empty_like(bias),
     ),

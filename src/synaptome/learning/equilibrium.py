@@ -31,6 +31,7 @@ from synaptome.data.indexed import IndexedBatch
 from synaptome.errors import ConfigurationError, NumericError
 from synaptome.kernels.relax import CONVERGED
 from synaptome.learning.nudging import CrossEntropy, check_nudging, cost_named, drawn_phases
+from synaptome.learning.optimization import load_schedule, schedule_state
 from synaptome.networks.drive import Drive
 from synaptome.networks.equilibrium import EquilibriumNetwork
 from synaptome.networks.relaxation import Outcome, Relaxation, States
@@ -177,8 +178,7 @@ class EquilibriumPropagation:
         return {
             "model": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            # Only the numbers: the schedule's function is made anew from the configuration.
-            "scheduler": self.scheduler and {k: v for k, v in self.scheduler.state_dict().items() if k != "lr_lambdas"},
+            "scheduler": schedule_state(self.scheduler),
             "kept": self._kept,
         }
 
@@ -196,8 +196,7 @@ class EquilibriumPropagation:
             )
         self.network.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-        if self.scheduler is not None:
-            self.scheduler.load_state_dict(self.scheduler.state_dict() | state["scheduler"])
+        load_schedule(self.scheduler, state["scheduler"])
         for own, given in zip(self._kept or (), kept or (), strict=True):
             own.copy_(given)
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from synaptome.errors import ConfigurationError
 from synaptome.networks.dynamics import DYNAMICS
-from synaptome.networks.multilevel import pixel_smoothness, prolong, smoothness
+from synaptome.networks.multilevel import pixel_smoothness, prolong, prolong_blocks, smoothness
 from synaptome.networks.stable import StableNetwork
 
 TIME = 2.0
@@ -237,3 +237,43 @@ def test_pixel_smoothness_is_that_of_the_formula():
 def test_pixel_smoothness_of_a_fully_connected_network_is_refused():
     with pytest.raises(ConfigurationError, match="fully connected: its features have no neighbours"):
         pixel_smoothness(StableNetwork(3, 2, width=3, depth=2))
+
+
+@pytest.mark.parametrize(("optimizer", "options"), OPTIMIZERS)
+@pytest.mark.parametrize("balance", [(3, 1), (4, 0), (1, 2, 1), (4,)])
+def test_prolonged_blocks_are_those_of_the_prolonged_network(optimizer, options, balance):
+    network = on_a_path("verlet", 4)
+    blocks = network.split(balance)
+    whole = optimizer(network.parameters(), **options)
+    parts = [optimizer(block.parameters(), **options) for block in blocks]
+    x = torch.randn(5, 4, dtype=torch.float64)
+
+    def step():
+        for model, holders in ((network, [whole]), (torch.nn.Sequential(*blocks), parts)):
+            for each in holders:
+                each.zero_grad()
+            model(x).square().sum().backward()
+            for each in holders:
+                each.step()
+
+    step()
+    prolong(network, whole)
+    prolong_blocks(blocks, parts)
+    step()
+    assert [block.depth for block in blocks] == [2 * layers for layers in balance]
+    assert network.depth == 8
+    for name in ("weight", "bias"):
+        torch.testing.assert_close(
+            torch.cat([block.get_parameter(name) for block in blocks]), network.get_parameter(name)
+        )
+    torch.testing.assert_close(torch.nn.Sequential(*blocks)(x), network(x))
+
+
+def test_blocks_without_an_optimizers_state_stay_as_they_were():
+    network = on_a_path("euler", 4)
+    blocks = network.split((2, 2))
+    optimizers = [torch.optim.Adam(blocks[0].parameters()), torch.optim.LBFGS(blocks[1].parameters())]
+    with pytest.raises(ConfigurationError, match="LBFGS"):
+        prolong_blocks(blocks, optimizers)
+    assert [block.depth for block in blocks] == [2, 2]
+    assert [len(block.weight) for block in blocks] == [2, 2]

@@ -8,11 +8,14 @@ discretisations of one differential equation, and their outputs differ by the er
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn, optim
 
 from synaptome.errors import ConfigurationError
+from synaptome.networks.blocks import StableBlock
 from synaptome.networks.stable import StableNetwork, resample
 from synaptome.topology.optimizer_state import group_of
 
@@ -38,17 +41,32 @@ def prolong(network: StableNetwork, optimizer: optim.Optimizer | None = None) ->
         ConfigurationError: the optimizer does not hold the parameters, or its state cannot be interpolated. Nothing has
             been changed then.
     """
-    if optimizer is not None:
-        _check(optimizer, network)
-    count = 2 * network.controls
-    for name in PATHS:
-        old = network.get_parameter(name)
-        new = nn.Parameter(resample(old, count), requires_grad=old.requires_grad)
-        setattr(network, name, new)
-        if optimizer is not None:
-            _follow(optimizer, old, new)
+    _double([network], [optimizer])
     network.depth *= 2
     network.flow = network.opening.flow = dataclasses.replace(network.flow, step=network.time / network.depth)
+
+
+@torch.no_grad()
+def prolong_blocks(blocks: Sequence[StableBlock], optimizers: Sequence[optim.Optimizer]) -> None:
+    """`prolong` for a network that was split into blocks: they become those of the prolonged network.
+
+    The weights of all blocks are one path in time: a block's last new control lies halfway to the first one of the next
+    block. Borders stay at their times, so that what is learned of the activities there holds on.
+
+    Args:
+        blocks: consecutive ones. Behind the last control of the last one the path is taken as constant.
+        optimizers: of the parameters of each block, all of one kind and with as many steps behind them; see `prolong`.
+
+    Raises:
+        ConfigurationError: an optimizer does not hold its block's parameters, or its state cannot be interpolated.
+            Nothing has been changed then.
+    """
+    _double(blocks, optimizers)
+    for block in blocks:
+        block.first, block.depth = 2 * block.first, 2 * block.depth
+        block.flow = dataclasses.replace(block.flow, step=block.flow.step / 2)
+        if block.opening is not None:
+            block.opening.flow = block.flow
 
 
 def smoothness(network: StableNetwork) -> Tensor:
@@ -81,7 +99,43 @@ def pixel_smoothness(network: StableNetwork) -> Tensor:
     return images.diff(dim=-1).square().sum() + images.diff(dim=-2).square().sum()
 
 
-def _check(optimizer: optim.Optimizer, network: StableNetwork) -> None:
+def _double(parts: Sequence[StableNetwork | StableBlock], optimizers: Sequence[optim.Optimizer | None]) -> None:
+    """Put a path of twice as many controls in the place of the one that lies in these parts, one after the other."""
+    for part, optimizer in zip(parts, optimizers, strict=True):
+        if optimizer is not None:
+            _check(optimizer, part)
+    for name in PATHS:
+        olds = [part.get_parameter(name) for part in parts]
+        for part, optimizer, old, new, state in zip(
+            parts, optimizers, olds, _doubled(olds), _doubled_states(olds, optimizers), strict=True
+        ):
+            parameter = nn.Parameter(new, requires_grad=old.requires_grad)
+            setattr(part, name, parameter)
+            if optimizer is not None:
+                _replace(optimizer, old, parameter, state)
+
+
+def _doubled(pieces: Sequence[Tensor]) -> list[Tensor]:
+    path = torch.cat([piece.detach() for piece in pieces])
+    return list(torch.split(resample(path, 2 * len(path)), [2 * len(piece) for piece in pieces]))
+
+
+def _doubled_states(olds: Sequence[nn.Parameter], optimizers: Sequence[optim.Optimizer | None]) -> list[dict[str, Any]]:
+    """What the optimizers keep for a path, of each of its pieces; nothing before their first steps."""
+    states: list[dict[str, Any]] = [
+        dict(optimizer.state.get(old, {})) if optimizer is not None else {}
+        for old, optimizer in zip(olds, optimizers, strict=True)
+    ]
+    whole = [state for state, old in zip(states, olds, strict=True) if len(old)]  # a block may be the classifier alone
+    for key in set.intersection(*(set(state) for state in whole)):
+        kept = [state[key] for state in whole]
+        if all(isinstance(each, Tensor) and each.dim() > 0 for each in kept):
+            for state, each in zip(whole, _doubled(kept), strict=True):
+                state[key] = each
+    return states
+
+
+def _check(optimizer: optim.Optimizer, network: StableNetwork | StableBlock) -> None:
     """Refuse an optimizer whose state cannot be interpolated, before anything is changed."""
     if isinstance(optimizer, optim.LBFGS):
         raise ConfigurationError(
@@ -104,12 +158,9 @@ def _check(optimizer: optim.Optimizer, network: StableNetwork) -> None:
                 )
 
 
-def _follow(optimizer: optim.Optimizer, old: nn.Parameter, new: nn.Parameter) -> None:
+def _replace(optimizer: optim.Optimizer, old: nn.Parameter, new: nn.Parameter, state: dict[str, Any]) -> None:
     """Put a prolonged parameter in the place of the one before."""
     for group in optimizer.param_groups:
         group["params"] = [new if parameter is old else parameter for parameter in group["params"]]
-    if old in optimizer.state:
-        optimizer.state[new] = {
-            key: resample(state, len(new)) if isinstance(state, Tensor) and state.dim() > 0 else state
-            for key, state in optimizer.state.pop(old).items()
-        }
+    if optimizer.state.pop(old, None) is not None:
+        optimizer.state[new] = state

@@ -143,6 +143,23 @@ def test_a_run_records_what_its_preset_came_to(tmp_path):
     assert told.items() <= settings.items()  # 68: three quarters of 6 epochs of 15 steps
 
 
+@pytest.mark.parametrize("preset", ["set", "rigl", "snfs", "itop"])
+def test_a_resolved_recipe_says_every_setting_and_does_the_same(preset):
+    recipe = EvolvingSparsity(preset=preset, hidden=(50,), epsilon=2.0, evolution=EvolutionChoice(fraction=0.2))
+    resolved = recipe.resolved()
+    assert resolved.evolution.given == PRESETS[preset].evolution.given | {"fraction": 0.2}
+    assert resolved.resolved() == resolved
+    one, other = (each.experiment(0, CPU, None) for each in (recipe, resolved))
+    assert one.synapse == other.synapse
+    assert one.rule.evolution.state_dict()["settings"] == other.rule.evolution.state_dict()["settings"]
+
+
+@pytest.mark.parametrize("preset", ["static", "dense"])
+def test_what_never_evolves_has_nothing_to_resolve(preset):
+    recipe = EvolvingSparsity(preset=preset)
+    assert recipe.resolved() == recipe
+
+
 def test_what_is_given_replaces_the_presets_setting():
     choice = EvolutionChoice(
         drop="magnitude",
@@ -159,7 +176,8 @@ def test_what_is_given_replaces_the_presets_setting():
     assert (made._grow, made._fraction, made._every, made._until) == ("random", 0.1, 30, 225)
     assert (made._redistribute, made._initial) == (None, "distribution")
     assert made._schedule(0.5) == pytest.approx(0.5)  # the preset's cosine
-    assert experiment.synapse.startswith("SNFS 9.4 %, drop magnitude, grow random, fraction 0.1, every epochs 2")
+    # SNFS drops by magnitude anyway.
+    assert experiment.synapse.startswith("SNFS 9.4 %, grow random, fraction 0.1, every epochs 2")
     often = dataclasses.replace(recipe, evolution=EvolutionChoice(every_steps=7))
     assert often.experiment(0, CPU, None).rule.evolution._every == 7
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -157,6 +157,11 @@ class EvolvingSparsity(Recipe):
                 f"another preset. To compare, take two sweeps: preset={evolving} with it, preset={self.preset} without"
             )
 
+    def resolved(self) -> EvolvingSparsity:
+        """The same recipe with every setting of its preset."""
+        preset = PRESETS[self.preset].evolution
+        return self if preset is None else replace(self, evolution=self.evolution.over(preset))
+
     def experiment(self, seed: int, device: torch.device, data_dir: Path | None) -> Experiment:
         """See `Recipe.experiment`."""
         images = data.load(self.data, data_dir=data_dir, validation=self.validation, seed=seed)
@@ -219,7 +224,13 @@ class EvolvingSparsity(Recipe):
         if not layers:
             return PRESETS[self.preset].title
         density = sum(layer.values.numel() for layer in layers) / sum(map(places_of, layers))
-        own = [f"{name.replace('_', ' ')} {value}" for name, value in self.evolution.given.items()]
+        preset = PRESETS[self.preset].evolution
+        usual = preset.given if preset is not None else {}
+        own = [
+            f"{name.replace('_', ' ')} {value}"
+            for name, value in self.evolution.given.items()
+            if value != usual.get(name)
+        ]
         # Two digits, but 100 as a number: as .2g it would be 1e+02.
         return ", ".join([f"{PRESETS[self.preset].title} {float(f'{100 * density:.2g}'):g} %", *own])
 

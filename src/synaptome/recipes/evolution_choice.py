@@ -57,6 +57,12 @@ class EvolutionChoice:
         """The settings that are given, by name."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
+    def over(self, preset: EvolutionChoice) -> EvolutionChoice:
+        """The preset with what is given here in place of its own."""
+        if self.every_epochs is not None or self.every_steps is not None:
+            preset = replace(preset, every_epochs=None, every_steps=None)
+        return replace(preset, **self.given)
+
     def make(
         self,
         preset: EvolutionChoice,
@@ -79,9 +85,7 @@ class EvolutionChoice:
         Raises:
             ConfigurationError: no connection would ever change, or from `Evolution`.
         """
-        if self.every_epochs is not None or self.every_steps is not None:
-            preset = replace(preset, every_epochs=None, every_steps=None)
-        options = preset.given | self.given
+        options = self.over(preset).given
         every = options.pop("every_steps", None) or options.pop("every_epochs") * epoch_steps
         until = round(options.pop("until") * steps)
         if every >= until:

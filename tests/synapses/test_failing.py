@@ -134,6 +134,8 @@ def test_kinds_add_up_on_different_axes_only():
         both + syn.Failing(0.1)
     with pytest.raises(ConfigurationError, match="in \\[0, 1\\)"):
         syn.Failing(1.0)
+    with pytest.raises(TypeError, match=r"unsupported operand .*'float'"):
+        syn.Dense() + 0.3
 
 
 def test_predict_gives_mean_and_spread_of_whole_network_passes():

@@ -52,6 +52,8 @@ class Wiring:
                     )
 
     def __add__(self, other: Kind | Wiring) -> Wiring:
+        if not isinstance(other, Kind | Wiring):  # said by Python: unsupported operand
+            return NotImplemented
         return Wiring(self.kinds + (other.kinds if isinstance(other, Wiring) else (other,)))
 
     def __iter__(self) -> Iterator[Kind]:

@@ -102,9 +102,9 @@ def test_digits_are_learned_in_batches(tmp_path):
 
 
 def test_what_is_not_given_is_resolved():
-    assert small().resolved() == small(rate=1.0)
-    assert small(solver="adam").resolved() == small(solver="adam", rate=0.01)
-    assert small(data="mnist", rate=0.5).resolved() == small(data="mnist", rate=0.5, batch=pvd.MNIST_BATCH)
+    assert small().resolved() == small(blocks=2, rate=1.0)
+    assert small(solver="adam").resolved() == small(blocks=2, solver="adam", rate=0.01)
+    assert small(data="mnist", rate=0.5).resolved() == small(data="mnist", blocks=2, rate=0.5, batch=pvd.MNIST_BATCH)
     experiment = running.build(settings_of(small(data="digits")))
     assert experiment.batch == len(experiment.data.train) > 1000
     assert running.build(settings_of(small(data="digits", batch=50))).batch == 50
@@ -146,7 +146,9 @@ def test_on_the_command_line(tmp_path):
     assert cli.main([*words.split(), "--quiet", "--threads", "1", "--out", str(out)]) == 0
     assert read_run(out).summary["rule"] == "PVD, 2 blocks, best, lbfgs, no forget-me-not terms"
     recipe = running.read_settings(out / "recipe.json").recipe
-    assert recipe == VariableDistribution(synchronisation="best", forget_me_not=False, epochs=1, steps=2, rate=1.0)
+    assert recipe == VariableDistribution(
+        blocks=2, synchronisation="best", forget_me_not=False, epochs=1, steps=2, rate=1.0
+    )
     assert running.load_model(out)(torch.rand(3, 2)).shape == (3, 2)
 
 
@@ -215,6 +217,13 @@ def test_processes_write_the_run_of_one_process(tmp_path, started, ended):
     codes, said = ended(started([*words, "--out", tmp_path / "two"]))
     assert codes == [0, 0], said
     assert outcome(tmp_path / "one") == outcome(tmp_path / "two")
+
+
+@pytest.mark.parametrize(("processes", "blocks"), [("1", 2), ("2", 2), ("4", 4)])
+def test_there_are_as_many_blocks_as_processes_unless_said(monkeypatch, processes, blocks):
+    monkeypatch.setenv("WORLD_SIZE", processes)
+    assert VariableDistribution().resolved().blocks == blocks
+    assert VariableDistribution(blocks=3).resolved().blocks == 3
 
 
 @pytest.mark.slow

@@ -49,7 +49,8 @@ class VariableDistribution(Recipe):
         depth: layers, beside the opening and the classifier of the stable network.
         time: T of the stable network, above 0.
         activation: of the layers.
-        blocks: number of workers, each with a block of consecutive layers; 1 is the inner solver alone.
+        blocks: number of workers, each with a block of consecutive layers; 1 is the inner solver alone. If not given,
+            there are as many as processes, and at least 2.
         synchronisation: whether the affine hull of the workers' points is searched, or the best of them is taken.
         forget_me_not: whether a worker also moves the blocks of the others, each along its negative gradient.
         solver: of the workers: L-BFGS with line searches, or Adam.
@@ -80,7 +81,7 @@ class VariableDistribution(Recipe):
     depth: int = 8
     time: float = 8.0
     activation: Literal["linear", "relu", "swish", "sigmoid", "tanh", "elu", "selu"] = "tanh"
-    blocks: int = 2
+    blocks: int | None = None
     synchronisation: Literal["hull", "best"] = "hull"
     forget_me_not: bool = True
     solver: Literal["lbfgs", "adam"] = "lbfgs"
@@ -93,7 +94,7 @@ class VariableDistribution(Recipe):
 
     def __post_init__(self) -> None:
         batch = 1 if self.batch is None else self.batch
-        check_sizes(width=self.width, depth=self.depth, blocks=self.blocks, batch=batch, epochs=self.epochs)
+        check_sizes(width=self.width, depth=self.depth, blocks=self._blocks(), batch=batch, epochs=self.epochs)
         self._solver()
         if not 0 < self.time < math.inf:  # also refuses NaN
             raise ConfigurationError(
@@ -107,27 +108,27 @@ class VariableDistribution(Recipe):
             )
 
     def resolved(self) -> VariableDistribution:
-        """The same recipe with its rate, and the batch of mnist, if they were not given."""
+        """The same recipe with its blocks, its rate, and the batch of mnist, if they were not given."""
         batch = MNIST_BATCH if self.batch is None and self.data == "mnist" else self.batch
-        return replace(self, rate=self._solver().rate, batch=batch)
+        return replace(self, blocks=self._blocks(), rate=self._solver().rate, batch=batch)
 
     def experiment(self, seed: int, device: torch.device, data_dir: Path | None) -> Experiment:
         """See `Recipe.experiment`."""
         examples = data.load(self.data, data_dir=data_dir, validation=self.validation, seed=seed)
         network = self._network(examples).to(device)
         examples = examples.to(device)
-        group = None
+        group, blocks = None, self._blocks()
         if processes() > 1:
-            if processes() > self.blocks:
+            if processes() > blocks:
                 raise ConfigurationError(
                     f"each process does the work of at least one block; given {processes()} processes and "
-                    f"{self.blocks} blocks: choose as many blocks, or start fewer"
+                    f"{blocks} blocks: choose as many blocks, or start fewer"
                 )
             joined(self.timeout)
             group = Processes(self.timeout)
         rule = ParallelVariableDistribution(
             network,
-            by_layers(network, self.blocks),
+            by_layers(network, blocks),
             solver=self._solver(),
             synchronisation=self.synchronisation,
             forget_me_not=self.forget_me_not,
@@ -136,7 +137,6 @@ class VariableDistribution(Recipe):
         leading = Leading(rule, group) if group is not None and rank() == 0 else None
         following = partial(follow, rule, group, examples.input_shape) if group is not None and rank() > 0 else None
         dynamics = stable.CITATIONS[self.dynamics] if self.network == "stable" else ()
-        several = self.blocks > 1
         return Experiment(
             data=examples,
             rule=leading or rule,
@@ -144,10 +144,13 @@ class VariableDistribution(Recipe):
             batch=self.resolved().batch or len(examples.train),
             synapse=f"{self.dynamics}, {self.depth} layers" if self.network == "stable" else "dense",
             learning=self._describe(),
-            citations=((*dynamics, "ferris1994", "solodov1997") if several else dynamics),
+            citations=((*dynamics, "ferris1994", "solodov1997") if blocks > 1 else dynamics),
             work=following,
             close=None if leading is None else leading.close,
         )
+
+    def _blocks(self) -> int:
+        return max(2, processes()) if self.blocks is None else self.blocks
 
     def _solver(self) -> InnerSolver:
         rate = RATES.get(self.solver, 1.0) if self.rate is None else self.rate
@@ -171,7 +174,7 @@ class VariableDistribution(Recipe):
 
     def _describe(self) -> str:
         """Such as `PVD, 2 blocks, hull, lbfgs`, or `lbfgs` for one block."""
-        if self.blocks == 1:
+        if self._blocks() == 1:
             return self.solver
         memory = "" if self.forget_me_not else ", no forget-me-not terms"
-        return f"PVD, {self.blocks} blocks, {self.synchronisation}, {self.solver}{memory}"
+        return f"PVD, {self._blocks()} blocks, {self.synchronisation}, {self.solver}{memory}"

@@ -182,7 +182,7 @@ class EvolvingByGradient(Evolving):
 
 
 for machine in (Evolving, EvolvingUnfired, EvolvingByGradient):
-    machine.TestCase.settings = settings(max_examples=20, stateful_step_count=50, deadline=None)
+    machine.TestCase.settings = settings(max_examples=10, stateful_step_count=50, deadline=None)
 test_random = Evolving.TestCase
 test_random_unfired = EvolvingUnfired.TestCase
 test_gradient = EvolvingByGradient.TestCase

@@ -219,6 +219,7 @@ def test_a_signal_ends_after_the_step_and_saves():
 
 
 def test_a_second_interrupt_stops_at_once():
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     t = trainer()
 
     def impatient(batch):

@@ -10,7 +10,7 @@ from torch.library import opcheck
 
 from synaptome.errors import ConfigurationError
 from synaptome.kernels import randomness
-from synaptome.kernels.learned_weight import OPERATORS, learned_mask, learned_weight, mask_sum
+from synaptome.kernels.learned_weight import OPERATORS, gate, learned_mask, learned_weight, mask_sum
 
 RULES = ("positive", "rescaled", "sign", "ternary", "top", "bernoulli")
 KEY = torch.tensor([2**61 + 3, 7])
@@ -254,3 +254,14 @@ def test_draws_are_those_of_randomness():
     bits = [number % 2**64 for number in randomness.sequence(KEY, 0, 25).tolist()]
     halves = [half for number in bits for half in (number % 2**32, number >> 32)]
     assert [(half >> 8) / 2**24 for half in halves] == [draw(number) for number in range(50)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_probabilities_of_draws_are_the_sigmoid(dtype):
+    scores = torch.cat((torch.linspace(-120, 120, 40_001), torch.randn(9999), torch.tensor([0.0, -0.0]))).to(dtype)
+    scores[:2] = torch.tensor([math.inf, -math.inf])
+    kept = gate(torch.ones_like(scores), scores, "bernoulli", 0.0, KEY)[1]
+    exact = scores.double().sigmoid()
+    torch.testing.assert_close(kept.double(), exact, rtol=3e-7 if dtype == torch.float32 else 1e-15, atol=1e-37)
+    assert kept[:2].tolist() == [1, 0]
+    assert gate(torch.ones(3), torch.full((3,), math.nan), "bernoulli", 0.0, KEY)[1].isnan().all()

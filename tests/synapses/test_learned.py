@@ -168,6 +168,86 @@ def test_the_penalty_and_its_gradient_are_those_of_the_formula():
     assert syn.penalty(nn.Linear(2, 2)) == 0
 
 
+def rewarded():
+    """A layer with a penalty, an input, and the penalty's gradient by each score."""
+    layer = syn.LearnedLinear(20, 10, method="minimal-pruning", alpha=-3.0)
+    nn.init.normal_(layer.scores)
+    return layer, torch.randn(4, 20), -3.0 / 200
+
+
+def penalty_of(layer):
+    return -3.0 * (layer.scores > 0).double().mean().item()
+
+
+def test_a_penalty_is_the_same_whether_or_not_a_pass_has_added_it_up():
+    layer, x, by = rewarded()
+    alone = torch.autograd.grad(layer(x).sin().sum(), layer.scores)[0]
+    total = syn.penalty(layer)
+    assert total.item() == pytest.approx(penalty_of(layer))
+    torch.testing.assert_close(
+        torch.autograd.grad(layer(x).sin().sum() + syn.penalty(layer), layer.scores)[0], alone + by
+    )
+    layer(x)
+    first, second = syn.penalty(layer), syn.penalty(layer)
+    assert first.item() == second.item() == total.item()
+    for one in (first, second, total):  # of which the first pass has been differentiated already
+        torch.testing.assert_close(torch.autograd.grad(one, layer.scores)[0], torch.full_like(alone, by))
+
+
+def test_a_penalty_may_be_differentiated_before_and_after_the_loss():
+    layer, x, by = rewarded()
+    expected = torch.autograd.grad(layer(x).sum(), layer.scores)[0] + by
+    for penalty_first in (True, False):
+        layer.scores.grad = None
+        parts = [layer(x).sum(), syn.penalty(layer)]
+        for part in parts[:: -1 if penalty_first else 1]:
+            part.backward(retain_graph=penalty_first)
+        torch.testing.assert_close(layer.scores.grad, expected)
+
+
+def test_a_penalty_is_that_of_the_scores_as_they_are():
+    layer, x, by = rewarded()
+    layer(x)
+    with torch.no_grad():
+        layer.scores.sub_(0.5)
+    assert syn.penalty(layer).item() == pytest.approx(penalty_of(layer))
+    layer(x)
+    other = torch.rand(10, 20, requires_grad=True)
+    total = torch.func.functional_call(Penalised(layer), {"layer.scores": other}, ())
+    assert total.item() == pytest.approx(-3.0)
+    assert (torch.autograd.grad(total, other)[0] == torch.tensor(by)).all()
+    layer(x)
+    layer.relearn(syn.Learned("minimal-flipping", alpha=2.0))
+    assert syn.penalty(layer).item() == pytest.approx(2 * layer.scores.sign().double().mean().item())
+    layer(x)
+    with torch.no_grad():
+        assert not syn.penalty(layer).requires_grad
+
+
+class Penalised(nn.Module):
+    """Its output is the penalty of a layer."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self):
+        return syn.penalty(self.layer)
+
+
+def test_copies_and_files_leave_what_was_added_up_behind(tmp_path):
+    layer, x, _ = rewarded()
+    y = layer(x)
+    twin = copy.deepcopy(layer)
+    torch.save(layer, tmp_path / "layer.pt")
+    loaded = torch.load(tmp_path / "layer.pt", weights_only=False)
+    for other in (twin, loaded):
+        assert syn.penalty(other).item() == pytest.approx(penalty_of(layer))
+        assert torch.equal(other(x), y)
+        by_other = torch.autograd.grad(syn.penalty(other), other.scores)[0]
+        torch.testing.assert_close(by_other, torch.full_like(by_other, -3.0 / 200))
+
+
 def test_counts_of_masks_and_weights():
     model = nn.Sequential(syn.LearnedLinear(4, 1, method="flip"), syn.LearnedLinear(4, 1, method="ternary"))
     with torch.no_grad():

@@ -1,9 +1,10 @@
 """The threshold of the largest scores in size, on the CPU, by Numba.
 
 It takes no sort (after Floyd & Rivest 1975, "Expected time bounds for selection"): a sample brackets it, numbers
-interpolated within the bracket narrow that, and as soon as few scores are likely to lie between them, the pass that
-counts also collects those, which are compared with one another. Counts are kept in numbers of the scores' own type, a
-lane of a vector each; Numba would widen integers to 64 bits.
+interpolated within the bracket narrow that, and the pass that counts also collects the scores within, as soon as they
+are likely to be few. Where that does not help, since scores are equal or far from evenly spread, numbers of the sample
+split the bracket; one that many scores are equal to is found so at once. No pass is longer than the one before, and
+most layers take two.
 
 Imported when a CPU tensor asks for it, and compiled at the first call; the machine code is kept on disk where Numba
 finds a folder that it may write.
@@ -17,16 +18,22 @@ from typing import Any
 
 import numba
 import numpy as np
+from llvmlite import ir
+from numba.core import types
+from numba.cpython.unsafe.numbers import trailing_zeros
+from numba.extending import intrinsic
 
 from synaptome.kernels.compiled import compiled
-from synaptome.kernels.vectors import numbers_at
+from synaptome.kernels.vectors import Code, numbers_at
 
 LINE = 16  # scores that are sampled together, since they come from the memory together
 SAMPLE = 256  # scores that bracket the threshold
-DEVIATIONS = 4  # of a rank that was estimated, on both sides of it
-FEW = 128  # scores that are collected, rather than bracketed once more
-ROUNDS = 5  # of which three or four do where scores lie evenly, and none helps where they are equal
-BLOCK = 128  # scores that are counted at once, and passed over if none of them is looked for
+DEVIATIONS = 3  # of a rank that was estimated, on both sides of it
+FEW = 128  # scores that are compared with one another
+SHARE = 16  # a bracket is collected when it holds no more than this part of the scores
+TRIES = 2  # interpolations, of which one does where scores lie evenly
+NEAR = 2.0**-8  # the part by which the threshold differs from a guess at most, as it does after a step of training
+LANES = 16  # scores that are compared at once; of those that are collected each is found by a bit
 COUNTED = 2**20  # numbers up to which a float32 counts, with room to spare
 
 
@@ -40,50 +47,63 @@ def counting(function: Callable[..., Any]) -> Any:
 
 
 @compiled
-def threshold_of(address, size, count, like):  # type: ignore[no-untyped-def]
+def threshold_of(address, size, count, guess):  # type: ignore[no-untyped-def]
     """The largest number that at least `count` scores are not below in size, NaN for none; and how many more are not.
 
-    It lies from `low` on, and below `high`, which is NaN for no bound. There are `many` scores from low on, `few` from
-    high on, and `few < count <= many`.
+    A guess that is near saves a pass, and one that is not costs a few; it is above 0, or none.
+
+    It lies from `low` on, and below `high`, which is NaN for no bound. Of the rest of the scores `many` are from low
+    on and `few` from high on, and `few < count <= many`.
     """
-    scores = numbers_at(address, size, like)
-    number = scores.dtype.type
-    low, high, many, few = number(0), number(np.nan), size, 0
+    rest = numbers_at(address, size, guess)
+    number = rest.dtype.type
     if count == 0:
-        return high, 0
-    if size <= SAMPLE:
-        return _selected(np.abs(scores), count)
-    lower, upper = _sampled(scores, count)
-    found, expected = np.empty(2 * FEW + BLOCK, scores.dtype), 1.0 * size
-    for _ in range(ROUNDS):
-        if expected > FEW:
-            (from_lower, from_upper), collected = _count_from(scores, lower, upper), 0
-        else:
-            from_lower, from_upper, collected = _between(scores, lower, upper, found)
-        if from_upper < count <= from_lower and collected == from_lower - from_upper:
-            return _selected(found[:collected], count - from_upper)
-        if from_lower < count:
-            high, few = lower, from_lower
-        else:
-            low, many = lower, from_lower
-            if from_upper < count:
-                high, few = upper, from_upper
+        return number(np.nan), 0
+    while len(rest) > FEW:
+        low, high, many, few = number(0), number(np.nan), len(rest), 0
+        sample = _sampled(rest)
+        lower, upper = _likely(sample, count / len(rest))
+        room, tries = 0, TRIES
+        if guess > 0 and len(rest) == size:
+            lower, upper, room = guess * number(1 - NEAR), guess * number(1 + NEAR), size // SHARE
+        while True:
+            found = np.empty(room, rest.dtype)
+            from_lower, from_upper = (
+                _between(rest, lower, upper, found) if room > 0 else _count_from(rest, lower, upper)
+            )
+            if from_lower < count:
+                high, few = lower, from_lower
+            elif from_upper < count:
+                low, many, high, few = lower, from_lower, upper, from_upper
             else:
                 low, many = upper, from_upper
-        if not np.isfinite(high - low):
-            break
-        # As if the candidates lay evenly between low and high: the deviation of a rank is largest in the middle.
-        step = (np.float64(high) - np.float64(low)) / (many - few)
-        margin = DEVIATIONS * math.sqrt(many - few) / 2
-        lower = max(low, number(low + step * (many - count - margin)))
-        upper = min(high, number(low + step * (many - count + margin)))
-        expected = 2 * margin
-    found = np.empty(many - few + BLOCK, scores.dtype)
-    left = np.sort(found[: _between(scores, low, high, found)[2]])
-    if len(left) == 0:  # where scores are not numbers
-        return low, 0
-    threshold = left[max(0, len(left) - (count - few))]
-    return threshold, max(0, (left >= threshold).sum() - (count - few))
+            if low == high:  # from 0 on: the other scores are no numbers
+                return low, 0
+            if np.isinf(low) or high == _above(low, rest):
+                return low, many - count
+            if from_upper < count <= from_lower and from_lower - from_upper <= room:
+                break
+            room = 0
+            if (many - few) * SHARE <= len(rest):
+                lower, upper, room = low, high, many - few
+            elif tries > 0 and np.isfinite(high):
+                tries -= 1
+                # As if scores lay evenly between low and high: the deviation of a rank is largest in the middle.
+                step = (np.float64(high) - np.float64(low)) / (many - few)
+                margin = DEVIATIONS * math.sqrt(many - few) / 2
+                lower = max(low, number(low + step * (many - count - margin)))
+                upper = min(high, number(low + step * (many - count + margin)))
+                room = int(4 * margin) if 4 * margin * SHARE <= len(rest) else 0  # twice as many as are expected
+            else:
+                inside = _inside(sample, low, high)
+                if len(inside) == 0:
+                    lower, upper, room = low, high, many - few
+                else:
+                    lower = inside[(many - count) * len(inside) // (many - few)]
+                    upper = _above(lower, rest)
+        rest = found[: from_lower - from_upper]
+        count -= few
+    return _selected(np.abs(rest), count)
 
 
 @counting
@@ -104,18 +124,40 @@ def _selected(numbers, count):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(inline="always")
-def _sampled(scores, count):  # type: ignore[no-untyped-def]
-    """Two numbers between which the size that `count` are not below lies most likely."""
-    sample = np.empty(SAMPLE, scores.dtype)
-    lines = SAMPLE // LINE
+def _above(number, scores):  # type: ignore[no-untyped-def]
+    """The next larger number of the scores' type, NaN for none."""
+    larger = np.nextafter(number, scores.dtype.type(np.inf))
+    return scores.dtype.type(np.nan) if larger == number else larger
+
+
+@compiled
+def _sampled(scores):  # type: ignore[no-untyped-def]
+    """Some of the scores in size, those that are no numbers as 0, in ascending order."""
+    sample = np.empty(min(SAMPLE, len(scores)), scores.dtype)
+    lines = len(sample) // LINE
     for line in range(lines):
         first = len(scores) // LINE * line // lines * LINE
-        sample[line * LINE : (line + 1) * LINE] = np.abs(scores[first : first + LINE])
-    rank = SAMPLE * (count / len(scores))
-    margin = DEVIATIONS * math.sqrt(rank * (1 - rank / SAMPLE)) + 1
-    most, least = math.ceil(rank + margin), math.floor(rank - margin)
-    lower = _selected(sample, most)[0] if most <= SAMPLE else scores.dtype.type(0)
-    return lower, _selected(sample, least)[0] if least > 0 else scores.dtype.type(np.nan)
+        for i in range(LINE):
+            size = abs(scores[first + i])
+            sample[line * LINE + i] = size if size >= 0 else scores.dtype.type(0)
+    return np.sort(sample[: lines * LINE])
+
+
+@numba.njit(inline="always")
+def _likely(sample, share):  # type: ignore[no-untyped-def]
+    """Between which numbers the one lies most likely that a share of the scores is not below."""
+    middle = len(sample) * (1 - share)
+    margin = DEVIATIONS * math.sqrt(middle * share) + 1
+    first, last = math.floor(middle - margin), math.ceil(middle + margin)
+    lower = sample[first] if first > 0 else sample.dtype.type(0)
+    return lower, _above(sample[last], sample) if last < len(sample) else sample.dtype.type(np.nan)
+
+
+@numba.njit(inline="always")
+def _inside(sample, low, high):  # type: ignore[no-untyped-def]
+    """What lies from low on and below high, of a sample in ascending order."""
+    last = len(sample) if np.isnan(high) else np.searchsorted(sample, high)
+    return sample[np.searchsorted(sample, low) : last]
 
 
 @numba.njit(inline="always")
@@ -140,18 +182,52 @@ def _count_from(scores, lower, upper):  # type: ignore[no-untyped-def]
     return from_lower, from_upper
 
 
-@counting
+@compiled
 def _between(scores, lower, upper, found):  # type: ignore[no-untyped-def]
-    """How many scores are in size not below either number; those between them are collected while there is room."""
-    from_lower, from_upper, collected = 0, 0, np.uint64(0)
-    for start in range(0, len(scores), BLOCK):
-        block = scores[start : start + BLOCK]
-        more_from_lower, more_from_upper = _not_below(block, lower, upper)
-        from_lower += more_from_lower
-        from_upper += more_from_upper
-        if more_from_lower > more_from_upper and collected + np.uint64(BLOCK) <= np.uint64(len(found)):
-            for i in range(len(block)):
-                size = abs(block[i])
-                found[collected] = size
-                collected += np.uint64(size >= lower and not size >= upper)
-    return from_lower, from_upper, int(collected)
+    """How many scores are in size not below either number; the sizes between them are collected while there is room."""
+    from_lower, from_upper = 0, 0
+    whole = len(scores) // LANES * LANES
+    for start in range(0, whole, LANES):
+        above = _lanes_from(scores, start, upper)
+        between = _lanes_from(scores, start, lower) & ~above
+        from_upper += _ones(above)
+        while between != 0:
+            if from_lower < len(found):
+                found[from_lower] = abs(scores[start + trailing_zeros(between)])
+            from_lower += 1
+            between &= between - 1
+    for i in range(whole, len(scores)):
+        size = abs(scores[i])
+        if size >= upper:
+            from_upper += 1
+        elif size >= lower:
+            if from_lower < len(found):
+                found[from_lower] = size
+            from_lower += 1
+    return from_lower + from_upper, from_upper
+
+
+@intrinsic
+def _lanes_from(typing, scores, first, bound):  # type: ignore[no-untyped-def]
+    """Which of LANES scores from the first on are in size not below a number, a bit each."""
+
+    def generate(context: Any, build: Any, signature: Any, arguments: Any) -> Any:
+        code = Code(context, build, signature, arguments)
+        pointer, first, bound = code.operands
+        vector = code.vector(pointer, first, LANES)
+        larger = build.fcmp_ordered(">=", vector, code.filled(bound, LANES))
+        smaller = build.fcmp_ordered("<=", vector, code.filled(build.fneg(bound), LANES))
+        lanes = build.or_(larger, smaller)
+        return build.zext(build.bitcast(lanes, ir.IntType(LANES)), ir.IntType(64))
+
+    return types.int64(scores, types.int64, scores.dtype), generate
+
+
+@intrinsic
+def _ones(typing, bits):  # type: ignore[no-untyped-def]
+    """How many bits are set."""
+
+    def generate(context: Any, build: Any, signature: Any, arguments: Any) -> Any:
+        return build.ctpop(arguments[0])
+
+    return types.int64(types.int64), generate

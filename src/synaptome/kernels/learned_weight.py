@@ -23,7 +23,6 @@ operator stands in for the first, and torch's own operations for the second.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cache
 from typing import Any
 
 import torch
@@ -87,10 +86,10 @@ def _gated(weight: Tensor, scores: Tensor, rule: str, amount: float, key: Tensor
     if is_plain(weight):
         gated: Tensor = _Gate.apply(weight, scores, rule, amount, key)  # type: ignore[no-untyped-call]
         return gated
-    g = SMOOTH[rule](scores) if rule in SMOOTH else scores
     if torch.compiler.is_compiling() or not _are_functorch_transforms_active():
-        return OPERATORS["learned_weight"](weight, g, rule, amount, key)  # type: ignore[no-any-return]
+        return OPERATORS["learned_weight"](weight, scores, rule, amount, key)  # type: ignore[no-any-return]
     # Transforms differentiate torch's own operations only.
+    g = SMOOTH[rule](scores) if rule in SMOOTH else scores
     return weight * (RULES[rule](g.detach(), amount, key).to(weight.dtype) + (g - g.detach()))
 
 
@@ -103,9 +102,8 @@ def is_plain(weight: Tensor) -> bool:
 
 
 def gate(weight: Tensor, scores: Tensor, rule: str, amount: float, key: Tensor | None) -> tuple[Tensor, Tensor]:
-    """`W ∘ f(s)` of a plain weight, and what its gradient is made of: g(s) for `bernoulli`, else the scores."""
-    kept = scores.sigmoid() if rule == "bernoulli" else scores
-    return implementation("learned_weight", scores)(weight, kept, rule, amount, key), kept
+    """`W ∘ f(s)` of a plain weight, and what its gradient is made of: σ(s) for `bernoulli`, else the scores."""
+    return implementation("learned_gate", scores)(weight, scores, rule, amount, key)  # type: ignore[no-any-return]
 
 
 def gate_grad(grad: Tensor, weight: Tensor, scores: Tensor, kept: Tensor, rule: str, own: bool) -> Tensor:
@@ -118,9 +116,8 @@ def gate_grad(grad: Tensor, weight: Tensor, scores: Tensor, kept: Tensor, rule: 
         own: whether the result may overwrite grad.
     """
     if torch.is_grad_enabled() or is_legacy_batchedtensor(grad):
-        straight = grad * weight
-        return straight * SLOPES[rule](scores) if rule in SLOPES else straight
-    if rule not in SLOPES:
+        return _straight(grad, weight, scores, rule)
+    if rule not in SMOOTH:
         return grad.mul_(weight) if own else grad * weight
     by_scores = grad if own and grad.is_contiguous() else grad.clone(memory_format=torch.contiguous_format)
     implementation("learned_weight_grad", weight)(by_scores, weight, kept, rule)
@@ -144,18 +141,19 @@ class _Gate(torch.autograd.Function):
 
 
 class _StraightThrough(torch.autograd.Function):
-    """The operator below, with its gradient by g(s)."""
+    """The operator below, with its gradient by the scores."""
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, *operands: Any) -> Tensor:
-        ctx.save_for_backward(weight)
+    def forward(ctx: Any, weight: Tensor, scores: Tensor, rule: str, *options: Any) -> Tensor:
+        ctx.rule = rule
+        ctx.save_for_backward(weight, scores)
         with torch._C._AutoDispatchBelowAutograd():
-            return OPERATORS["learned_weight"](weight, *operands)  # type: ignore[no-any-return]
+            return OPERATORS["learned_weight"](weight, scores, rule, *options)  # type: ignore[no-any-return]
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (weight,) = ctx.saved_tensors
-        return None, grads[0] * weight, None, None, None
+        weight, scores = ctx.saved_tensors
+        return None, _straight(grads[0], weight, scores, ctx.rule), None, None, None
 
 
 class _MaskSum(torch.autograd.Function):
@@ -174,7 +172,6 @@ class _MaskSum(torch.autograd.Function):
         return None, None, *by_scores
 
 
-# `W ∘ f(s)`, where g(s) is given for s.
 OPERATORS = {
     "learned_weight": operator(
         "learned_weight",
@@ -212,50 +209,67 @@ RULES: dict[str, Callable[[Tensor, float, Tensor | None], Tensor]] = {
     "bernoulli": _bernoulli,
 }
 
-# g by rule, where it is not the identity, and g'.
+# g by rule, where it is not the identity.
 SMOOTH: dict[str, Callable[[Tensor], Tensor]] = {"top": torch.abs, "bernoulli": torch.sigmoid}
-SLOPES: dict[str, Callable[[Tensor], Tensor]] = {
-    "top": torch.sign,
-    "bernoulli": lambda scores: scores.sigmoid() * (1 - scores.sigmoid()),
-}
 
 
-@cache  # an import statement at every call would cost a small layer some of its time
-def _cpu() -> Any:
-    from synaptome.kernels import learned_weight_cpu
-
-    return learned_weight_cpu
+def _straight(grad: Tensor, weight: Tensor, scores: Tensor, rule: str) -> Tensor:
+    """`grad ∘ W ∘ g'(s)`, differentiable."""
+    straight = grad * weight
+    if rule == "top":
+        return straight * scores.sign()
+    if rule == "bernoulli":
+        p = scores.sigmoid()
+        return straight * (1 - p) * p  # in the order of torch's gradient of the sigmoid
+    return straight
 
 
 @implements("learned_weight", "reference")
-def _written(weight: Tensor, scores: Tensor, rule: str, amount: float, key: Tensor | None) -> Tensor:
-    return torch.mul(weight, RULES[rule](scores, amount, key).to(weight.dtype), out=torch.empty_like(weight))
-
-
 @implements("learned_weight", "cpu")
-def _written_cpu(weight: Tensor, scores: Tensor, rule: str, amount: float, key: Tensor | None) -> Tensor:
-    return _cpu().gate(weight, scores, rule, amount, key)  # type: ignore[no-any-return]
+def _written(weight: Tensor, scores: Tensor, rule: str, amount: float, key: Tensor | None) -> Tensor:
+    return gate(weight, scores, rule, amount, key)[0]
+
+
+@implements("learned_gate", "reference")
+def _gate(weight: Tensor, scores: Tensor, rule: str, amount: float, key: Tensor | None) -> tuple[Tensor, Tensor]:
+    kept = scores.sigmoid() if rule == "bernoulli" else scores
+    mask = RULES[rule](kept, amount, key).to(weight.dtype)
+    return torch.mul(weight, mask, out=torch.empty_like(weight)), kept
 
 
 @implements("learned_weight_grad", "reference")
-def _scaled(grad: Tensor, weight: Tensor, kept: Tensor, rule: str) -> None:
+def _scale(grad: Tensor, weight: Tensor, kept: Tensor, rule: str) -> None:
     grad.mul_(weight)
     if rule == "top":
         grad.mul_(kept.sign())
     else:
-        grad.mul_(1 - kept).mul_(kept)  # in the order of torch's gradient of the sigmoid
-
-
-@implements("learned_weight_grad", "cpu")
-def _scaled_cpu(grad: Tensor, weight: Tensor, kept: Tensor, rule: str) -> None:
-    _cpu().scale_grad(grad, weight, kept, rule)
+        grad.mul_(1 - kept).mul_(kept)
 
 
 @implements("mask_sum", "reference")
 def _mask_sum(scores: Tensor, rule: str) -> Tensor:
-    return RULES[rule](scores, 0.0, None).sum()
+    return RULES[rule](scores, 0.0, None).sum().to(scores.dtype)
+
+
+# The compiled kernels take these places when their module is imported: at the first call.
+
+
+@implements("learned_gate", "cpu")
+def _gate_cpu(*operands: Any) -> tuple[Tensor, Tensor]:
+    from synaptome.kernels import learned_weight_cpu
+
+    return learned_weight_cpu.gate(*operands)
+
+
+@implements("learned_weight_grad", "cpu")
+def _scale_cpu(*operands: Any) -> None:
+    from synaptome.kernels import learned_weight_cpu
+
+    learned_weight_cpu.scale_grad(*operands)
 
 
 @implements("mask_sum", "cpu")
-def _mask_sum_cpu(scores: Tensor, rule: str) -> int:
-    return _cpu().mask_sum(scores, rule)  # type: ignore[no-any-return]
+def _mask_sum_cpu(*operands: Any) -> int:
+    from synaptome.kernels import learned_weight_cpu
+
+    return learned_weight_cpu.mask_sum(*operands)

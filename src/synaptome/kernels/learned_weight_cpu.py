@@ -15,38 +15,58 @@ import torch
 from torch import Tensor
 
 from synaptome.kernels import threads
+from synaptome.kernels.backends import implements
 from synaptome.kernels.compiled import compiled
 from synaptome.kernels.largest_cpu import COUNTED, counting, threshold_of
-from synaptome.kernels.splitmix import base_of, drawn
+from synaptome.kernels.supermask_cpu import LANES, bernoulli
 from synaptome.kernels.vectors import numbers_at
-
-BLOCK = 128  # scores whose random numbers are made at a time: an even number
 
 NUMBERS = {torch.float32: np.float32, torch.float64: np.float64}
 
+# How `W ∘ f(s)` is made, of a number: the amount, a factor or a threshold.
+POSITIVE, SIGN, TERNARY, SCALED, FROM, DRAWN = range(6)
+STEPS = {"positive": POSITIVE, "sign": SIGN, "ternary": TERNARY, "rescaled": SCALED, "top": FROM, "bernoulli": DRAWN}
 
-def gate(weight: Tensor, scores: Tensor, rule: str, amount: float, key: Tensor | None) -> Tensor:
-    """`W ∘ f(s)`, in float32 or float64; see `synaptome.kernels.learned_weight`."""
-    w, s = weight.contiguous(), scores.contiguous()
-    y, number, size = torch.empty_like(w), NUMBERS[w.dtype], s.numel()
-    places = w.data_ptr(), s.data_ptr(), y.data_ptr()
-    if rule in SIMPLE:
-        _run(SIMPLE[rule], size, *places, number(amount))
-    elif rule == "rescaled":
-        _run(_scaled, size, *places, number(size / (1 + _count_signs(places[1], size, number(0))[0])))
+# Of the scores at an address, as a guess, since scores move little in a step: a wrong one costs time, and nothing else.
+_THRESHOLDS: dict[int, float] = {}
+LAYERS = 1000  # of which thresholds are kept
+
+
+def plan(scores: Tensor, rule: str, amount: float) -> tuple[int, Any, int]:
+    """How it is made of contiguous scores, the number for that, and of how many the last that are it are left out."""
+    number, size, excess = NUMBERS[scores.dtype], scores.numel(), 0
+    if rule == "rescaled":
+        amount = size / (1 + count_signs(scores.data_ptr(), size, number(0))[0])
     elif rule == "top":
-        threshold, excess = threshold_of(places[1], size, round(amount * size), number(0))
-        _run(_from, size, *places, number(threshold))
-        _leave_out(*places[1:], size, excess, number(threshold))
-    else:
+        address = scores.data_ptr()
+        amount, excess = threshold_of(address, size, round(amount * size), number(_THRESHOLDS.get(address, 0.0)))
+        if len(_THRESHOLDS) == LAYERS:
+            _THRESHOLDS.clear()
+        _THRESHOLDS[address] = amount
+    return STEPS[rule], number(amount), excess
+
+
+@implements("learned_gate", "cpu")
+def gate(weight: Tensor, scores: Tensor, rule: str, amount: float, key: Tensor | None) -> tuple[Tensor, Tensor]:
+    """`W ∘ f(s)` and what its gradient is made of, in float32 or float64; see `synaptome.kernels.learned_weight`."""
+    w, s = weight.contiguous(), scores.contiguous()
+    y, kept, size = torch.empty_like(w), scores, s.numel()
+    places = w.data_ptr(), s.data_ptr(), y.data_ptr()
+    step, number, excess = plan(s, rule, amount)
+    if step == DRAWN:
         assert key is not None  # the layer's own
+        kept = torch.empty_like(s) if w.dtype == torch.float32 else s.sigmoid()
         key = key.contiguous()
-        blocks = -(-size // BLOCK)
-        operands = (*places, number(0), key.data_ptr(), size)
-        threads.in_threads(lambda start, stop: _bernoulli(*operands, start, stop), blocks, size)
-    return y if w is weight else torch.empty_like(weight).copy_(y)
+        operands = (*places, kept.data_ptr(), number, key.data_ptr(), size)
+        threads.in_threads(lambda start, stop: bernoulli(*operands, start, stop), -(-size // LANES), size)
+    else:
+        _run(gate_part, size, step, *places, number)
+        if excess:
+            _leave_out(*places[1:], size, excess, number)
+    return (y if w is weight else torch.empty_like(weight).copy_(y)), kept
 
 
+@implements("learned_weight_grad", "cpu")
 def scale_grad(grad: Tensor, weight: Tensor, kept: Tensor, rule: str) -> None:
     """Multiply a contiguous gradient by W and g'(s), for `top` of the scores s, for `bernoulli` of σ(s)."""
     w, s = weight.contiguous(), kept.contiguous()
@@ -61,11 +81,12 @@ def _run(kernel: Callable[..., None], size: int, *operands: Any) -> None:
         threads.in_threads(lambda start, stop: kernel(*operands, start, stop), size, size)
 
 
+@implements("mask_sum", "cpu")
 def mask_sum(scores: Tensor, rule: str) -> int:
     """The sum of f(s) for `positive` or `sign`."""
     scores = scores.contiguous()
     size = scores.numel()
-    positive, negative = _count_signs(scores.data_ptr(), size, NUMBERS[scores.dtype](0))
+    positive, negative = count_signs(scores.data_ptr(), size, NUMBERS[scores.dtype](0))
     return int(positive if rule == "positive" else size - 2 * negative)
 
 
@@ -82,7 +103,7 @@ def _leave_out(scores_address, result_address, size, excess, threshold):  # type
 
 
 @counting
-def _count_signs(address, size, like):  # type: ignore[no-untyped-def]
+def count_signs(address, size, like):  # type: ignore[no-untyped-def]
     """How many scores are positive, and how many negative."""
     scores = numbers_at(address, size, like)
     one, zero = scores.dtype.type(1), scores.dtype.type(0)
@@ -163,23 +184,15 @@ def _scale_by_slope(weight, probabilities, grad, one, start, stop):  # type: ign
 
 
 @compiled
-def _bernoulli(weight, scores, result, like, key_address, size, first, last):  # type: ignore[no-untyped-def]
-    """Blocks from the first on, until the last. The halves of a number of the key's sequence decide two synapses."""
-    start, stop = first * BLOCK, min(last * BLOCK, size)
-    w, s, y = _parts(weight, scores, result, like, start, stop)
-    key = numbers_at(key_address, 2, np.int64(0))
-    base = base_of(key[0], key[1])
-    sequence = np.empty(BLOCK // 2, np.uint64)
-    halves = sequence.view(np.int32)
-    unit = w.dtype.type(2.0**-24)
-    for block in range(0, len(y), BLOCK):
-        number = (start + block) // 2
-        for i in range(len(sequence)):
-            sequence[i] = drawn(base, number + i)
-        w_block, s_block, y_block = w[block : block + BLOCK], s[block : block + BLOCK], y[block : block + BLOCK]
-        for i in range(len(y_block)):
-            draw = halves[i] >> np.int32(8) & np.int32(0xFFFFFF)  # a shift of int32 keeps the sign
-            y_block[i] = w_block[i] if w.dtype.type(draw) * unit < s_block[i] else w.dtype.type(0)
-
-
-SIMPLE = {"positive": _positive, "sign": _sign, "ternary": _ternary}  # rules that take the amount, or ignore it
+def gate_part(step, weight, scores, result, number, start, stop):  # type: ignore[no-untyped-def]
+    """`W ∘ f(s)` of the synapses from the start on and before the stop; no draws."""
+    if step == POSITIVE:
+        _positive(weight, scores, result, number, start, stop)
+    elif step == SIGN:
+        _sign(weight, scores, result, number, start, stop)
+    elif step == TERNARY:
+        _ternary(weight, scores, result, number, start, stop)
+    elif step == SCALED:
+        _scaled(weight, scores, result, number, start, stop)
+    else:
+        _from(weight, scores, result, number, start, stop)

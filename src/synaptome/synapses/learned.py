@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from synaptome.kernels.convolution import Pair
-from synaptome.kernels.learned_linear import learned_linear
+from synaptome.kernels.learned_linear import learned_linear, learned_linear_and_sum
+from synaptome.kernels.learned_weight import is_plain
 from synaptome.synapses.failing_conv import conv2d_arguments
 from synaptome.synapses.learned_rules import Learned
 from synaptome.synapses.learned_weight import LearnedWeight
@@ -55,6 +56,11 @@ class LearnedLinear(LearnedWeight, nn.Linear):
         if self.failures is not None:
             return self.failures.linear(x, self.effective_weight(), self.bias)
         if self.training:
+            if self.learned.alpha is not None and is_plain(self.weight):
+                operands = x, self.weight, self.scores, self.bias, self._rule, self.penalty_factor
+                y, total = learned_linear_and_sum(*operands)
+                self._counted.keep(self.scores, total)
+                return y
             return learned_linear(x, self.weight, self.scores, self.bias, *self._draw())
         return F.linear(x, self.inference_weight(), self.bias)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import reduce
+
 import torch
 from torch import Tensor, nn
 
@@ -20,13 +22,23 @@ def penalty(model: nn.Module) -> Tensor:
 
     Its straight-through gradient is `alpha / size` for each score of a layer. With alpha below 0 it rewards synapses
     that stay as they are (Ivan & Florian 2020). The sum over no layers is 0.
+
+    A layer's term is a part of its last pass in training, if the scores are still the same: to differentiate it before
+    a loss of that pass, and not together with it, retain the graph.
     """
-    layers = [module for module in model.modules() if isinstance(module, LearnedWeight)]
-    penalised = [(m.scores, m.learned.rule, m.learned.alpha) for m in layers if m.learned.alpha is not None]
-    if not penalised:
-        return torch.zeros(())
-    scores, rules, alphas = zip(*penalised, strict=True)
-    return mask_sum(scores, rules, [alpha / max(1, s.numel()) for s, alpha in zip(scores, alphas, strict=True)])
+    terms: list[Tensor] = []
+    rest: list[LearnedWeight] = []
+    for module in model.modules():
+        if isinstance(module, LearnedWeight) and module.learned.alpha is not None:
+            total = module.counted()
+            if total is None:
+                rest.append(module)
+            else:
+                terms.append(total)
+    if rest:
+        factors = [layer.penalty_factor for layer in rest]
+        terms.append(mask_sum([layer.scores for layer in rest], [layer.learned.rule for layer in rest], factors))
+    return reduce(torch.add, terms) if terms else torch.zeros(())
 
 
 def connectivity(model: nn.Module) -> dict[str, Connectivity]:

@@ -38,6 +38,30 @@ class Connectivity(NamedTuple):
     changed: float
 
 
+class Counted:
+    """What a pass in training has added up for the penalty beside its product; copies and files leave it behind."""
+
+    def __init__(self) -> None:
+        self._last: tuple[Tensor, int, Tensor] | None = None
+
+    def keep(self, scores: Tensor, total: Tensor) -> None:
+        """Keep the total over some scores, if it can be differentiated."""
+        self._last = (scores, scores._version, total) if total.requires_grad else None
+
+    def take(self, scores: Tensor) -> Tensor | None:
+        """The total over these scores as they are now, once; None if there is none to be differentiated."""
+        last, self._last = self._last, None
+        if last is None or last[0] is not scores or last[1] != scores._version or not torch.is_grad_enabled():
+            return None
+        return last[2]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Counted:
+        return Counted()
+
+    def __reduce__(self) -> tuple[type[Counted], tuple[()]]:
+        return Counted, ()
+
+
 class LearnedWeight(nn.Module):
     """What learned layers have in common: their weight, its scores, and how the one is gated by the other.
 
@@ -74,6 +98,7 @@ class LearnedWeight(nn.Module):
         self.learned, self._rule, self._amount = learned, learned.rule, learned.amount  # looked up at every pass
         self._thresholded = "positive" if learned.rule == "bernoulli" else learned.rule  # by which f(s) is no draw
         self._expected = learned.inference == "expected"
+        self._counted = Counted()
         del self.weight
         if not learned.train_weights:
             self.register_buffer("weight", weight.detach())
@@ -111,6 +136,15 @@ class LearnedWeight(nn.Module):
         if self._expected:
             return self.weight * self.scores.sigmoid()
         return learned_weight(self.weight, self.scores, self._thresholded, self._amount)
+
+    @property
+    def penalty_factor(self) -> float:
+        """What the penalty multiplies the sum of f(s) by: alpha / size, 0 for a method without a penalty."""
+        return (self.learned.alpha or 0.0) / max(1, self.scores.numel())
+
+    def counted(self) -> Tensor | None:
+        """The penalty of this layer, if the last pass in training has added it up and nobody has taken it yet."""
+        return None if torch.compiler.is_compiling() else self._counted.take(self.scores)
 
     def _draw(self) -> tuple[str, float, Tensor | None]:
         """The rule, amount and key of a pass in training; of a supermask, a new draw."""

@@ -10,8 +10,8 @@ network (32 layers of the given width, tanh, ten classes) on the same batch with
 | `synthetic` | the second half of the layers, at once: a linear synthesiser conditioned on labels, delay 1 |
 | `stale` | the same with true gradients of the batch before, on which the first half runs again |
 | `locked` | the second half of the layers, when the first has done its own: no overlap |
-| `GPipe`, `1F1B` | the same in microbatches, of which several are under way: torch.distributed.pipelining |
-| `DDP` | half of each batch: torch's DistributedDataParallel |
+| `GPipe`, `1F1B` | the same in microbatches, of which several are under way: `synaptome.learning.pipeline` |
+| `DDP` | half of each batch, which the first process sends it: `synaptome.learning.data_parallel` |
 
 The first process measures; a call is some steps. `predicted` in the note is what the cost model says of `synthetic`
 (`synaptome.learning.block_costs`).
@@ -30,14 +30,18 @@ from pathlib import Path
 
 import torch
 from harness import RESULTS, Contestant, Work, compare, save
-from torch import distributed, multiprocessing, nn, optim
-from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe
+from torch import distributed, multiprocessing, optim
 
 from synaptome.data.dataset import Batch
 from synaptome.learning.backprop import Backprop
 from synaptome.learning.block_costs import measured_costs, predicted_speedup
-from synaptome.learning.block_learner import Decoupling
 from synaptome.learning.block_processes import BlockProcesses, serve
+from synaptome.learning.data_parallel import DataParallel, Replica
+from synaptome.learning.decoupling import Decoupling
+from synaptome.learning.orders import Worker
+from synaptome.learning.orders import serve as serve_orders
+from synaptome.learning.pipeline import Pipeline
+from synaptome.learning.pipeline_block import Microbatches, Order, PipelineBlock
 from synaptome.learning.synthetic import SyntheticGradients
 from synaptome.networks.feedforward import FeedForward
 from synaptome.networks.partition import border_shapes, even, split
@@ -103,47 +107,38 @@ def halves(how: Decoupling, width: int) -> tuple[SyntheticGradients, list[tuple[
     return SyntheticGradients(parts, rate, [Synthesiser(shape, CLASSES) for shape in shapes], how=how), shapes
 
 
-def pipeline(schedule: type[ScheduleGPipe] | type[Schedule1F1B], width: int, batch: int) -> Callable[[int], None]:
-    """Half of the layers in each process, by a schedule of torch."""
-    rank = distributed.get_rank()
-    half = split(network(width), even(DEPTH, 2))[rank]
-    stage = PipelineStage(half, rank, 2, torch.device("cpu"))
-    runs = schedule(stage, MICROBATCHES, loss_fn=nn.functional.cross_entropy)
-    optimizer, data = rate(half.parameters()), example(width, batch)
-
-    def steps(count: int) -> None:
-        for _ in range(count):
-            optimizer.zero_grad()
-            if rank:
-                runs.step(target=data.targets, losses=[])
-            else:
-                runs.step(data.inputs)
-            optimizer.step()
-
-    return steps
+def pipeline(order: Order, width: int, batch: int) -> Callable[[int], None]:
+    """Half of the layers in each process, on microbatches."""
+    parts = split(network(width), even(DEPTH, 2))
+    shapes = [(width,), *border_shapes(parts, (width,)), (CLASSES,)]
+    block = PipelineBlock([*parts], rate, shapes, Microbatches(order, MICROBATCHES, batch), SECONDS)
+    return partial(together, block, lambda: Pipeline(block), example(width, batch))
 
 
 def data_parallel(width: int, batch: int) -> Callable[[int], None]:
     """Half of each batch in each process."""
-    model = nn.parallel.DistributedDataParallel(network(width))
-    rank, data = distributed.get_rank(), example(width, batch)
-    part = slice(rank * batch // 2, (rank + 1) * batch // 2)
-    own = Batch(data.inputs[part], data.targets[part])
-    rule = Backprop(model, rate(model.parameters()))
+    model = network(width)
+    replica = Replica(Backprop(model, rate(model.parameters())), (width,), SECONDS)
+    return partial(together, replica, lambda: DataParallel(replica, batch), example(width, batch))
 
-    def steps(count: int) -> None:
-        for _ in range(count):
-            rule.step(own)
 
-    return steps
+def together(worker: Worker, rule: Callable[[], Pipeline | DataParallel], data: Batch, count: int) -> None:
+    """So many steps of the rule in the first process, for which the other one works."""
+    if distributed.get_rank():
+        serve_orders(worker, len(data.targets), SECONDS)
+        return
+    leading = rule()
+    for _ in range(count):
+        leading.step(data)
+    leading.close()
 
 
 WAYS: dict[str, MakeSteps] = {
     "synthetic": partial(blocks, Decoupling(delay=1)),
     "stale": partial(blocks, Decoupling(delay=1, true_share=1.0)),
     "locked": partial(blocks, Decoupling(delay=0, true_share=1.0)),
-    "GPipe": partial(pipeline, ScheduleGPipe),
-    "1F1B": partial(pipeline, Schedule1F1B),
+    "GPipe": partial(pipeline, "gpipe"),
+    "1F1B": partial(pipeline, "1f1b"),
     "DDP": data_parallel,
 }
 

@@ -43,7 +43,9 @@ from synaptome.options import (
     VerifyOptions,
 )
 from synaptome.recipes import RECIPES, running
+from synaptome.recipes.decoupled import Decoupled
 from synaptome.recipes.demo import DEMO, SEEDS
+from synaptome.recipes.parallel_comparison import Comparison, run_ways, tell_failures
 from synaptome.recipes.pools import Cluster
 from synaptome.recipes.process_group import processes, rank
 from synaptome.recipes.recipe import Recipe, RunSettings
@@ -55,6 +57,8 @@ from synaptome.training.environment import describe_environment
 from synaptome.training.run import read_run, remove_run, verify_run
 
 _Options = TypeVar("_Options", bound=RunOptions)
+_Anything = TypeVar("_Anything")
+COMPARE_PARALLEL = "Train one network in every parallel way, and compare speed and cost."
 
 
 def demo(options: DemoOptions) -> None:
@@ -124,6 +128,18 @@ def sweep(words: Sequence[str]) -> None:
         raise ConfigurationError(
             f"task {options.task} does not exist: this sweep has {len(every)} runs, numbered from 0"
         )
+
+
+def compare_parallel(words: Sequence[str]) -> None:
+    """`compare-parallel [--field value ...]`: every way to train the network of `decoupled` in parallel, in turn."""
+    _require_one_process()
+    if arguments.given(words, "--method"):
+        raise ConfigurationError("compare-parallel runs every method; leave --method out")
+    default = _for_optimizer(words, Decoupled())
+    recipe, options = _parsed(default, Comparison(), "synaptome compare-parallel", words, COMPARE_PARALLEL)
+    paths = run_ways(cast(Decoupled, recipe), options)
+    show([read_run(path) for path in paths], options.out / "report.html")
+    tell_failures(paths)
 
 
 def resume(options: ResumeOptions) -> None:
@@ -237,6 +253,7 @@ def _verb(name: str, options: type[Any], act: Callable[[Any], None]) -> Verb:
 VERBS: dict[str, Verb] = {
     "run": Verb("Start a run of a recipe.", run),
     "sweep": Verb((SweepOptions.__doc__ or "").splitlines()[0], sweep),
+    "compare-parallel": Verb(COMPARE_PARALLEL, compare_parallel),
     "demo": _verb("demo", DemoOptions, demo),
     "resume": _verb("resume", ResumeOptions, resume),
     "report": _verb("report", ReportOptions, report),
@@ -270,7 +287,7 @@ def _dispatch(words: Sequence[str]) -> None:
     if not words or words[0] in ("-h", "--help"):
         print("usage: synaptome VERB [options]; synaptome VERB --help shows them\n")
         for name, verb in VERBS.items():
-            print(f"  {name:8} {verb.summary}")
+            print(f"  {name:16} {verb.summary}")
     elif words[0] == "--version":
         print(__version__)
     elif words[0] in VERBS:
@@ -309,16 +326,23 @@ def _recipe_and_options(
         folder = None if default.data_dir is None else Path(default.data_dir)
         device: Any = default.device
         options = replace(options, seed=default.seed, device=device, threads=default.threads, data_dir=folder)
+    return _parsed(recipe, options, prog, words, f"{recipe.summary} ({recipe.paper}).")
+
+
+def _parsed(
+    recipe: Recipe, options: _Anything, prog: str, words: Sequence[str], about: str
+) -> tuple[Recipe, _Anything]:
+    """A recipe and options, with what the words give in place of theirs; `about` stands above their help."""
     here = tyro.conf.arg(name="")
     both = make_dataclass(
         "Run",
         [
             ("recipe", Annotated[type(recipe), here], field(default_factory=lambda: recipe)),
-            ("options", Annotated[kind, here], field(default_factory=lambda: options)),
+            ("options", Annotated[type(options), here], field(default_factory=lambda: options)),
         ],
         frozen=True,
     )
-    both.__doc__ = f"{recipe.summary} ({recipe.paper})."
+    both.__doc__ = about
     parsed: Any = arguments.parse(both, words, prog)
     return parsed.recipe, parsed.options
 
@@ -333,7 +357,9 @@ def _for_optimizer(words: Sequence[str], default: Any) -> Recipe:
 
 
 def _settings(recipe: Recipe, options: RunOptions) -> RunSettings:
-    """The settings of a run, with all that was left open resolved."""
+    """The settings of a new run, with all that was left open resolved."""
+    if isinstance(recipe, Decoupled):
+        recipe.check_start()
     elsewhere = isinstance(options, SweepOptions) and options.cluster is not None
     check = options.device == "auto" or not elsewhere  # a cluster may have devices that are not here
     device = running.resolve_device(options.device) if check else options.device

@@ -14,12 +14,12 @@ from torch import distributed, multiprocessing
 
 from synaptome.data.dataset import Batch
 from synaptome.errors import ConfigurationError, NumericError, WorkerLostError
-from synaptome.learning.block_learner import Decoupling
 from synaptome.learning.block_processes import BlockProcesses, serve
+from synaptome.learning.decoupling import Decoupling
 from synaptome.learning.synthetic import SyntheticGradients
 from synaptome.networks.partition import border_shapes, split
 from synaptome.networks.stable import StableNetwork
-from synaptome.networks.synthesisers import Synthesiser
+from synaptome.networks.synthesisers import InputSynthesiser, Synthesiser
 
 WIDTH, CLASSES, SIZE, SECONDS = 6, 3, 8, 20.0
 HOWS = (
@@ -31,6 +31,9 @@ HOWS = (
     {"true_share": 0.5, "delay": 1},
     {"warmup": 3},
     {"warmup": 3, "true_share": 1.0, "delay": 2},
+    {"inputs": True, "delay": 0},
+    {"inputs": True, "delay": 2, "warmup": 3},
+    {"inputs": True, "true_share": 0.5},
 )
 
 
@@ -48,9 +51,15 @@ def made(blocks, how, dtype=torch.float32):
     parts = split(network, balance)
     shapes = border_shapes(parts, (WIDTH,))
     synthesisers = [Synthesiser(shape, CLASSES).to(dtype) for shape in shapes]
+    how = dict(how)
+    guessers = [InputSynthesiser((WIDTH,), shape).to(dtype) for shape in shapes] if how.pop("inputs", False) else None
     parts.to(dtype)
     rule = SyntheticGradients(
-        parts, lambda parameters: torch.optim.Adam(parameters, lr=0.01), synthesisers, how=Decoupling(**how)
+        parts,
+        lambda parameters: torch.optim.Adam(parameters, lr=0.01),
+        synthesisers,
+        inputs=guessers,
+        how=Decoupling(**how),
     )
     return rule, shapes
 
@@ -73,12 +82,13 @@ def ran(what, blocks, *arguments):
 
 
 def same_bits(rank, blocks, port, ports):
+    unbound(rank, blocks, port)
     for how, own in zip(HOWS, ports, strict=True):
         joined(rank, blocks, own)
         dtype = torch.float64 if how == {"delay": 2} else torch.float32
         rule, shapes = made(blocks, how, dtype)
         if rank:
-            serve(rule, shapes, SIZE, SECONDS)
+            serve(rule, shapes, SIZE, SECONDS, inputs=(WIDTH,))
             distributed.destroy_process_group()
             continue
         oracle, _ = made(blocks, how, dtype)
@@ -87,7 +97,7 @@ def same_bits(rank, blocks, port, ports):
         elsewhere = BlockProcesses(rule, SIZE, SECONDS)
         losses = [oracle.step(given)["loss"] for given in batches[:9]]
         told = [elsewhere.step(given)["loss"] for given in batches[:9]]
-        lag = (blocks - 1) * max(1, how.get("delay", 1))
+        lag = (blocks - 1) * (max(1, how.get("delay", 1)) + 1) - 1
         assert told == [losses[max(0, number - lag)] for number in range(9)], how
         assert elsewhere.evaluate(batches[14]) == oracle.evaluate(batches[14]), how
         saved = copy.deepcopy(elsewhere.state_dict())
@@ -102,6 +112,32 @@ def same_bits(rank, blocks, port, ports):
         same(elsewhere.state_dict()["blocks"], oracle.state_dict()["blocks"])
         elsewhere.close()
         distributed.destroy_process_group()
+
+
+def unbound(rank, blocks, port):
+    """Blocks that run freely: nothing is lost of what they send, whatever the timing."""
+    joined(rank, blocks, port)
+    how = {"free": True, "delay": 3, "inputs": True}
+    rule, shapes = made(blocks, how)
+    if rank:
+        serve(rule, shapes, SIZE, SECONDS, inputs=(WIDTH,))
+    else:
+        elsewhere = BlockProcesses(rule, SIZE, SECONDS)
+        for number in range(40):
+            elsewhere.step(batch(number % 3))
+        state = copy.deepcopy(elsewhere.state_dict())
+        flights = [*state["blocks"][:-1], *(block["inputs"] for block in state["blocks"][1:])]
+        assert len(flights) == 2 * (blocks - 1)
+        for flight in flights:
+            assert len(flight["pending"]) == len(flight["arrived"]) <= 3
+            assert flight["fits"] + len(flight["pending"]) == 40
+        alone, _ = made(blocks, how)
+        alone.load_state_dict(state)
+        assert alone.evaluate(batch(0)) == elsewhere.evaluate(batch(0))
+        alone.step(batch(0))
+        assert [len(learner.gradients.pending) for learner in alone.learners[:-1]] == [1] * (blocks - 1)
+        elsewhere.close()
+    distributed.destroy_process_group()
 
 
 def same(first, second, path=""):
@@ -134,7 +170,7 @@ def not_finite(rank, blocks, port):
         elsewhere = BlockProcesses(rule, SIZE, SECONDS)
         elsewhere.step(batch(0))
         bad = batch(1)._replace(inputs=torch.full((SIZE, WIDTH), torch.nan))
-        for _ in range(blocks - 1):  # it comes as late as there are processes on its way
+        for _ in range(2 * blocks - 3):  # it comes as late as blocks may be apart
             elsewhere.step(bad)
         with pytest.raises(NumericError, match="the loss is nan"):
             elsewhere.step(bad)

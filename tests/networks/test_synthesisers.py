@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from synaptome.errors import ConfigurationError
-from synaptome.networks.synthesisers import SYNTHESISERS, Synthesiser
+from synaptome.networks.synthesisers import INPUT_SYNTHESISERS, SYNTHESISERS, InputSynthesiser, Synthesiser
 
 SHAPES = {"linear": (5,), "mlp": (2, 3), "convolutional": (4, 6, 5)}
 
@@ -44,10 +44,43 @@ def test_linear_is_linear_in_activity_and_label():
     torch.testing.assert_close(synthesiser(h, labels), expected)
 
 
+@pytest.mark.parametrize("kind", INPUT_SYNTHESISERS)
+def test_an_activity_is_guessed_from_the_input_from_zero_on(kind):
+    synthesiser = InputSynthesiser((2, 3), (4, 2), kind, hidden=7)
+    x = torch.randn(5, 2, 3)
+    guess = synthesiser(x)
+    assert guess.shape == (5, 4, 2)
+    assert not guess.any()
+    guess.sum().backward()
+    assert synthesiser.layers[-1].bias.grad.abs().sum() > 0
+    for parameter in synthesiser.parameters():
+        torch.nn.init.normal_(parameter)
+    torch.testing.assert_close(synthesiser(x[1:3]), synthesiser(x)[1:3])
+
+
+def test_a_linear_guess_of_an_activity_finds_the_least_squares():
+    synthesiser = InputSynthesiser((3,), (2,)).double()
+    x, activity = torch.randn(40, 3).double(), torch.randn(40, 2).double()
+    optimizer = torch.optim.LBFGS(synthesiser.parameters(), max_iter=200, tolerance_grad=1e-12)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = (synthesiser(x) - activity).square().mean()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    oracle = torch.linalg.lstsq(torch.cat((x, torch.ones(40, 1)), 1), activity).solution
+    torch.testing.assert_close(synthesiser.layers[0].weight, oracle[:3].T, rtol=1e-6, atol=1e-6)
+
+
 def test_what_does_not_fit_is_refused():
     with pytest.raises(ConfigurationError, match="linaer"):
         Synthesiser((5,), 3, "linaer")
     with pytest.raises(ConfigurationError, match="channels, height, width"):
         Synthesiser((5,), 3, "convolutional")
-    with pytest.raises(ConfigurationError, match="given 0"):
-        Synthesiser((5,), 3, "mlp", hidden=0)
+    for build in (lambda: Synthesiser((5,), 3, "mlp", hidden=0), lambda: InputSynthesiser((5,), (5,), "mlp", hidden=0)):
+        with pytest.raises(ConfigurationError, match="given 0"):
+            build()
+    with pytest.raises(ConfigurationError, match=r"convolutional.*linear, mlp"):
+        InputSynthesiser((5,), (5,), "convolutional")

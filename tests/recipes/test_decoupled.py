@@ -11,7 +11,8 @@ import torch
 
 from synaptome import cli
 from synaptome.errors import ConfigurationError
-from synaptome.learning.block_learner import Decoupling
+from synaptome.learning.decoupling import Decoupling
+from synaptome.recipes import running
 from synaptome.recipes.decoupled import METHODS, Decoupled
 from synaptome.training.run import read_run
 
@@ -25,7 +26,7 @@ def run(out, *words):
 def tensors(run):
     newest = sorted((run / "checkpoints").iterdir())[-1]
     found = safetensors.torch.load_file(newest / "tensors.safetensors")
-    return {name: tensor for name, tensor in found.items() if not name.startswith("rule/means")}
+    return {name: tensor for name, tensor in found.items() if "/means/" not in name}
 
 
 def same_tensors(first, second):
@@ -56,6 +57,15 @@ def test_processes_write_the_run_of_one_process(tmp_path, started, ended):
     assert one["test/loss"] == two["test/loss"]
 
 
+def test_levels_double_the_depth(tmp_path):
+    assert run(tmp_path / "run", "--depth", "2", "--levels", "3", "--epochs", "1") == 0
+    record = read_run(tmp_path / "run")
+    summary = record.summary
+    assert (summary["synapse"], record.metrics[-1]["epoch"]) == ("verlet, 1+1 to 4+4 layers", 3)
+    assert summary["rule"] == "synthetic gradients, multilevel"
+    assert [len(block.weight) for block in running.load_model(tmp_path / "run")] == [4, 4]
+
+
 @pytest.mark.slow
 def test_torchrun_starts_them(tmp_path):
     words = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "3", "--standalone"]
@@ -63,6 +73,47 @@ def test_torchrun_starts_them(tmp_path):
     subprocess.run(words, check=True, timeout=200)
     assert run(tmp_path / "one", "--blocks", "3") == 0
     same_tensors(tmp_path / "one", tmp_path / "three")
+
+
+@pytest.mark.slow
+def test_a_run_of_replicas_goes_on_in_one_process_and_the_other_way_round(tmp_path, started, ended):
+    words = ["--epochs", "40", "--optimization.rate", "1e-3"]
+    often = ["--checkpoint-seconds", "0.2", "--quiet"]
+    assert run(tmp_path / "one", *words) == 0
+    out = tmp_path / "four"
+    stages = [
+        (4, ["run", "decoupled", *DIGITS, *words, "--replicas", "2", *often, "--out", out]),
+        (1, ["resume", out, *often]),
+        (4, ["resume", out, *often]),
+    ]
+
+    def steps():
+        return max((int(path.parent.name) for path in out.glob("checkpoints/[0-9]*/tensors.safetensors")), default=0)
+
+    for number, (processes, command) in enumerate(stages):
+        before, working = steps(), started(command, processes)
+        while number < 2 and steps() == before:
+            time.sleep(0.01)
+            assert all(process.poll() is None for process in working)
+        if number < 2:
+            working[0].send_signal(signal.SIGTERM)
+        codes, said = ended(working)
+        assert codes == [143 if number < 2 else 0, *[0] * (processes - 1)], said
+    expected, summary = (read_run(tmp_path / name).summary for name in ("one", "four"))
+    assert summary["test/loss"] == pytest.approx(expected["test/loss"], rel=0.05)  # float32, and 900 steps
+    assert summary["test/accuracy"] == pytest.approx(expected["test/accuracy"], abs=0.01)
+
+
+@pytest.mark.slow
+def test_free_blocks_learn_the_swiss_roll_in_processes(tmp_path, started, ended):
+    words = ["--balance", "16", "0", "--delay", "4", "--free", "--warmup", "20", "--threads", "1", "--quiet"]
+    codes, said = ended(started(["run", "decoupled", *words, "--out", tmp_path / "run"]), 280)
+    assert codes == [0, 0], said
+    record = read_run(tmp_path / "run")
+    summary = record.summary
+    assert next(row["test/accuracy"] for row in record.metrics if row["epoch"] == 20) < 0.8  # it is not the warm-up's
+    assert summary["test/accuracy"] > 0.97  # a frozen first block: .55
+    assert summary["rule"] == "synthetic gradients, free"
 
 
 @pytest.mark.slow
@@ -88,9 +139,13 @@ def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path, started, ended, signum
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["synthetic", "stale"])
+@pytest.mark.parametrize("method", ["synthetic", "stale", "inputs", "levels"])
 def test_one_process_goes_on_where_several_stopped_and_the_other_way_round(tmp_path, started, ended, method):
-    words = ["--epochs", "40", "--method", method, "--checkpoint-seconds", "0"]
+    chosen = {
+        "inputs": ["--synthetic-inputs", "mlp", "--delay", "2"],
+        "levels": ["--depth", "2", "--levels", "3", "--epochs", "14"],
+    }.get(method, ["--method", method])
+    words = ["--epochs", "40", *chosen, "--checkpoint-seconds", "0"]
     assert run(tmp_path / "whole", *words) == 0
     starts = {
         "one": ["run", "decoupled", *DIGITS, *words, "--out", tmp_path / "one"],
@@ -110,10 +165,11 @@ def test_one_process_goes_on_where_several_stopped_and_the_other_way_round(tmp_p
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("pace", [[], ["--free", "--delay", "3"]], ids=str)
 @pytest.mark.parametrize("signum", [signal.SIGSTOP, signal.SIGKILL])
-def test_a_lost_process_ends_the_run_with_an_exit_code_of_its_own(tmp_path, started, signum):
+def test_a_lost_process_ends_the_run_with_an_exit_code_of_its_own(tmp_path, started, signum, pace):
     out = tmp_path / "run"
-    processes = started(["run", "decoupled", *DIGITS, "--epochs", 4000, "--timeout", 5, "--out", out])
+    processes = started(["run", "decoupled", *DIGITS, *pace, "--epochs", 4000, "--timeout", 5, "--out", out])
     while not (out / "metrics.jsonl").exists() or len((out / "metrics.jsonl").read_text().splitlines()) < 2:
         time.sleep(0.05)
         assert processes[0].poll() is None
@@ -171,6 +227,19 @@ def test_what_learns_in_one_process_refuses_several(tmp_path, started, ended, wo
         ({"synthesis_rate": 0.0}, "positive number; given 0.0"),
         ({"network": "feed-forward", "time": 3.0}, "has no time"),
         ({"timeout": -1.0}, "above 0; given -1.0"),
+        ({"free": True, "delay": 0}, "delay of at least 1"),
+        (
+            {"free": True, "method": "stale"},
+            "free and synthetic_inputs belong to the method synthetic; given with stale",
+        ),
+        ({"synthetic_inputs": "mlp", "method": "locked"}, "belong to the method synthetic; given with locked"),
+        ({"replicas": 0}, "replicas .*given 0"),
+        ({"replicas": 2, "method": "frozen"}, "replicas belong to .*given with frozen"),
+        ({"replicas": 2, "blocks": 1}, "of one block choose the method ddp"),
+        ({"replicas": 9, "batch": 8}, "given batch 8 and 9 replicas"),
+        ({"levels": 0}, "levels .*given 0"),
+        ({"levels": 2, "method": "stale"}, "levels belong to .* synthetic and locked; given 2 levels .*stale"),
+        ({"levels": 2, "network": "feed-forward"}, "levels belong to stable networks"),
         ({"width": 0}, "width .*given 0"),
         ({"depth": 0}, "depth .*given 0"),
         ({"batch": 0}, "batch .*given 0"),
@@ -180,6 +249,23 @@ def test_what_learns_in_one_process_refuses_several(tmp_path, started, ended, wo
 def test_what_does_not_fit_is_refused(fields, message):
     with pytest.raises(ConfigurationError, match=message):
         Decoupled(**fields)
+
+
+def test_replicas_start_in_processes(tmp_path, capsys):
+    assert run(tmp_path / "run", "--blocks", "3", "--replicas", "2") == 2
+    said = capsys.readouterr().err
+    assert "3 blocks x 2 replicas need 6 processes; given 1: start it with torchrun --nproc-per-node 6" in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_inputs_are_guessed_if_asked_for():
+    recipe = Decoupled(data="digits", blocks=3, depth=6, width=8, synthetic_inputs="mlp", hidden=5, free=True, delay=3)
+    experiment = recipe.experiment(0, torch.device("cpu"), None)
+    inputs = [learner.inputs for learner in experiment.rule.learners]
+    assert inputs[0] is None
+    assert [each.synthesis.module.layers[0].out_features for each in inputs[1:]] == [5, 5]
+    assert experiment.rule.how == Decoupling(delay=3, free=True)
+    assert experiment.learning == "synthetic gradients, synthetic inputs, free"
 
 
 def test_warmup_is_told_in_epochs():

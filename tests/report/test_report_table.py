@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import io
+import json
 
 import pytest
 from rich.console import Console
 
 from synaptome.report import Statistic, group_runs, summary_rows, summary_table
 from synaptome.report.table import columns
+from synaptome.training.run import read_run
 
 
 def done(accuracy: float | None = None, loss: float | None = None, **more: object) -> dict[str, object]:
@@ -141,3 +143,15 @@ def test_the_terminal_table_shows_markup_and_escapes_literally(make_run):
     assert "[red]x\ufffd[2J" in out.getvalue()
     assert "y=[/]" in out.getvalue()
     assert "\x1b" not in out.getvalue()
+
+
+def with_threads(run, threads):
+    (run.path / "recipe.json").write_text(json.dumps(run.recipe | {"threads": threads}))
+    return read_run(run.path)
+
+
+def test_runs_of_one_seed_with_other_threads_are_groups_of_their_own(make_run):
+    runs = [with_threads(make_run(f"{seed}-{threads}", seed=seed), threads) for threads in (1, 2) for seed in (0, 1)]
+    assert [(group.label, len(group.runs)) for group in group_runs(runs)] == [("threads=1", 2), ("threads=2", 2)]
+    repetitions = [runs[0], runs[3]]  # of other seeds
+    assert [len(group.runs) for group in group_runs(repetitions)] == [2]

@@ -9,74 +9,31 @@ of synthesisers are bootstrapped.
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn, optim
 from torch.optim.lr_scheduler import LRScheduler
 
-from synaptome.errors import ConfigurationError, NumericError
-from synaptome.learning.loss import Loss, batch_means
+from synaptome.errors import NumericError
+from synaptome.learning.decoupling import Decoupling
+from synaptome.learning.guesses import REMEMBERED, Synthesis, SyntheticInputs
+from synaptome.learning.in_flight import InFlight, Kept
+from synaptome.learning.loss import Loss
 from synaptome.learning.optimization import load_schedule, schedule_state
+from synaptome.learning.replicas import ALONE, Replicas
 
-REMEMBERED = 100  # fits of a synthesiser over which its cosine is averaged, exponentially
-
-
-@dataclass(frozen=True)
-class Decoupling:
-    """How blocks learn apart.
-
-    Args:
-        delay: steps that a true gradient may be late before a block waits for it, at least 0.
-        true_share: of true gradients in an update, in [0, 1]; the rest are guesses. True gradients that are late belong
-            to a batch of earlier steps, on which the block is run again (replay). With 1 there are no guesses: stale
-            true gradients, or, without delay, backpropagation.
-        warmup: steps of backpropagation at the start, in which synthesisers learn and blocks wait for each other.
-        least_cosine: a block waits for true gradients, and takes no guesses, as long as the cosine between guesses and
-            true gradients stays below, in [-1, 1]; None never.
-
-    Raises:
-        ConfigurationError: a number is out of range, or a least cosine is asked of guesses that there are not.
-    """
-
-    delay: int = 1
-    true_share: float = 0.0
-    warmup: int = 0
-    least_cosine: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.delay < 0 or self.warmup < 0:
-            raise ConfigurationError(
-                f"delay and warmup are numbers of steps, at least 0; given delay {self.delay}, warmup {self.warmup}"
-            )
-        if not 0 <= self.true_share <= 1:  # also refuses NaN
-            raise ConfigurationError(f"true_share is a share in [0, 1]; given {self.true_share}")
-        if self.least_cosine is not None and not -1 <= self.least_cosine <= 1:
-            raise ConfigurationError(f"least_cosine is a cosine in [-1, 1], or None; given {self.least_cosine}")
-        if self.least_cosine is not None and self.true_share == 1:
-            raise ConfigurationError("least_cosine is of guesses, and with true_share 1 there are none; leave it out")
-
-    def delay_of(self, block: int, blocks: int) -> int:
-        """The delay of a block, counted from 0: without guesses true gradients come from the last block, one by one."""
-        return self.delay if self.true_share < 1 else self.delay * (blocks - 1 - block)
+__all__ = ["Begun", "BlockLearner", "Decoupling"]
 
 
-class Synthesis(NamedTuple):
-    """A synthesiser from `(activity, labels)` to a guess of the activity's shape, and the optimizer that fits it."""
-
-    module: nn.Module
-    optimizer: optim.Optimizer
-
-
-class Passed(NamedTuple):
-    """What a block keeps of a batch until its true gradient comes: input, activity and targets."""
+class Begun(NamedTuple):
+    """The batch that a block is at: input, activity with its graph, targets, and examples of the whole batch."""
 
     x: Tensor
     h: Tensor
     targets: Tensor
+    examples: int
 
 
 class BlockLearner:
@@ -89,12 +46,12 @@ class BlockLearner:
         how: in which way it learns.
         delay: of its true gradients, in steps.
         synthesis: of the gradient by its activity; None for the last block, which knows the loss.
+        inputs: guesses of its input; None for a block that waits for the activity of the block before.
         scheduler: of the optimizer's rate, a step for each batch.
         first: whether the input is the network's, by which no gradient is asked for.
 
     Attributes:
-        arrived: true gradients that have come and are not used yet, oldest first.
-        cosine: running mean of the cosine between guess and true gradient; 0 before the first.
+        gradients: batches whose true gradient has not been used, and true gradients that have come.
         done: batches learned from.
     """
 
@@ -107,61 +64,97 @@ class BlockLearner:
         *,
         delay: int = 0,
         synthesis: Synthesis | None = None,
+        inputs: SyntheticInputs | None = None,
         scheduler: LRScheduler | None = None,
         first: bool = False,
     ) -> None:
         self.block, self.optimizer, self.loss, self.how = block, optimizer, loss, how
-        self.delay, self.synthesis, self.scheduler, self.first = delay, synthesis, scheduler, first
-        self.arrived: deque[Tensor] = deque()
-        self.cosine = 0.0
+        self.delay, self.synthesis, self.inputs = delay, synthesis, inputs
+        self.scheduler, self.first = scheduler, first
+        self.gradients = InFlight()
         self.done = 0
-        self._fits = 0
-        self._graph: Passed | None = None  # of the batch that was begun
-        self._pending: deque[Passed] = deque()
+        self._replicas: Replicas = ALONE
+        self._forward = block  # what is called in place of it
+        self._begun: Begun | None = None
+
+    def join(self, replicas: Replicas) -> None:
+        """Learn with other replicas of this block, each from its share of every batch."""
+        self._replicas = self.gradients.replicas = replicas
+        for synthesis in self.guesses.values():
+            synthesis.replicas = replicas
+        if self.inputs is not None:
+            self.inputs.activities.replicas = replicas
+        self.rejoin()
+
+    def rejoin(self) -> None:
+        """As `join`, with the same replicas, when the block has new parameters."""
+        self._forward = self._replicas.spread(self.block)
+
+    @property
+    def warm(self) -> bool:
+        """Whether the warm-up is over."""
+        return self.done >= self.how.warmup
 
     @property
     def waits(self) -> bool:
         """Whether the next update takes the true gradient of its own batch, and waits for it."""
-        least = self.how.least_cosine
-        doubted = least is not None and self._fits >= REMEMBERED and self.cosine < least
-        return self.done < self.how.warmup or doubted
+        guesses, least = self.synthesis, self.how.least_cosine
+        doubted = least is not None and guesses is not None and guesses.fits >= REMEMBERED and guesses.cosine < least
+        return not self.warm or doubted
 
     @property
     def due_later(self) -> int:
         """How many of the true gradients that this block waits for the next one has not got itself yet."""
-        return 0 if self.how.true_share < 1 else min(len(self._pending), self.delay - self.how.delay)
+        return 0 if self.how.true_share < 1 else min(len(self.gradients.pending), self.delay - self.how.delay)
 
     @property
-    def owed(self) -> list[Tensor]:
-        """The activities whose true gradients have not arrived, oldest first."""
-        return [passed.h for passed in self._pending][len(self.arrived) :]
+    def guesses(self) -> dict[str, Synthesis]:
+        """The synthesisers that there are: of `gradients` by the activity, and of `inputs`."""
+        inputs = None if self.inputs is None else self.inputs.synthesis
+        found = {"gradients": self.synthesis, "inputs": inputs}
+        return {name: synthesis for name, synthesis in found.items() if synthesis is not None}
 
-    def begin(self, x: Tensor, targets: Tensor) -> Tensor:
-        """The block's activity on an input, without a gradient of its own: the input of the next block."""
+    def look(self) -> None:
+        """At what has come by now: a block that runs freely uses it in the next step, and others when it is due."""
+        if self.how.free:
+            self.gradients.look()
+            if self.inputs is not None:
+                self.inputs.activities.look()
+
+    def begin(self, x: Tensor, targets: Tensor, examples: int | None = None) -> Tensor:
+        """The block's activity on an input, without a gradient of its own: the input of the next block.
+
+        Args:
+            x: the input `[batch, ...]`.
+            targets: of these examples.
+            examples: of the whole batch, where this is a replica's share of it.
+        """
         if not self.block.training:
             self.block.train()
         x = x.detach() if self.first else x.detach().requires_grad_()
-        h: Tensor = self.block(x)
-        self._graph = Passed(x, h, targets)
+        with self._replicas.listening():
+            h: Tensor = self._forward(x)
+        self._begun = Begun(x, h, targets, len(targets) if examples is None else examples)
         return h.detach()
 
     def conclude(self) -> tuple[Tensor | None, dict[str, float]]:
         """Of the last block: learn from the loss.
 
         Returns:
-            The gradient by the input, None if the input is the network's; and the means over the batch, the loss and,
-            of classes, the accuracy.
+            The gradient by the input, None if the input is the network's; and the means over the whole batch, the loss
+            and, of classes, the accuracy.
 
         Raises:
             NumericError: the loss is not finite; nothing was changed.
         """
-        x, outputs, targets = self._begun()
+        x, outputs, targets, examples = self._taken()
         values = self.loss.per_example(outputs, targets)
-        means = batch_means(outputs, values, targets)
+        means = self._replicas.means(outputs, values, targets, examples)
         if not math.isfinite(means["loss"]):
             raise NumericError(f"the loss is {means['loss']}")
         self.optimizer.zero_grad()
-        self.loss.objective(values).backward()  # type: ignore[no-untyped-call]
+        with self._replicas.listening():
+            torch.autograd.backward(values.sum() / self._scale(examples))
         self._update()
         return x.grad, means
 
@@ -173,86 +166,92 @@ class BlockLearner:
             send: takes the gradient by the input; not called where that is the network's, nor, without guesses, before
                 the first true gradient has come.
         """
-        x, h, targets = self._begun()
+        x, h, targets, examples = self._taken()
         share, delay = (1.0, 0) if self.waits else (self.how.true_share, self.delay)
-        self._pending.append(Passed(x.detach(), h.detach(), targets))
+        pending = self.gradients.pending
+        pending.append(Kept((x.detach(), h.detach(), targets), examples))
         self.optimizer.zero_grad()
         if share == 0:  # there is nothing to wait for
-            self._backward(x, h, self._guess(h, targets), send)
+            self._backward(send, (x, h, self._guess(h, targets, examples), 1.0))
             self._update()
-            self._fit(self._true(delay, fetch))
+            self._fit(self.gradients.due(delay, fetch))
             return
-        true = self._true(delay, fetch)
-        if true and not self._pending:  # the last is of this very batch
+        true = self.gradients.due(delay, fetch, most=1)  # since a step goes back to one earlier batch
+        if true and not pending:  # the last is of this very batch
             delta = true[-1][1]
-            self._backward(x, h, delta if share == 1 else torch.lerp(self._guess(h, targets), delta, share), send)
+            mixed = delta if share == 1 else torch.lerp(self._guess(h, targets, examples), delta, share)
+            self._backward(send, (x, h, mixed, 1.0))
         else:
-            if share < 1:
-                self._backward(x, h, self._guess(h, targets), send, 1 - share)
+            parts = [(x, h, self._guess(h, targets, examples), 1 - share)] if share < 1 else []
             if true:
                 late, delta = true[-1]
-                again = late.x if self.first else late.x.requires_grad_()
-                self._backward(again, self.block(again), delta, send if share == 1 else None, share)
+                again = late.tensors[0] if self.first else late.tensors[0].requires_grad_()
+                with self._replicas.listening():
+                    parts.append((again, self._forward(again), delta, share))
+            self._backward(send, *parts)
         self._update()
         self._fit(true)
 
     def state_dict(self) -> dict[str, Any]:
-        """All that goes on: the block, optimizers and synthesiser, and what is waiting for its true gradient."""
-        synthesis = self.synthesis
-        return {
+        """All that goes on: the block, optimizers and synthesisers, and what is in flight, of this replica."""
+        guesses = {"synthesiser": None, "synthesiser_optimizer": None, "cosine": 0.0, "fits": 0}
+        state = {
             "block": self.block.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": schedule_state(self.scheduler),
-            "synthesiser": synthesis and synthesis.module.state_dict(),
-            "synthesiser_optimizer": synthesis and synthesis.optimizer.state_dict(),
-            "arrived": list(self.arrived),
-            "pending": [list(passed) for passed in self._pending],
-            "cosine": self.cosine,
-            "fits": self._fits,
+            **(guesses if self.synthesis is None else self.synthesis.state_dict()),
             "done": self.done,
+            **self.gradients.state_dict(),
         }
+        if self.inputs is not None:
+            state["inputs"] = self.inputs.synthesis.state_dict() | self.inputs.activities.state_dict()
+        return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go back to a state."""
+        """Go back to a state, that of the whole batches; a replica takes its share of what is in flight."""
         self.block.load_state_dict(state["block"])
         self.optimizer.load_state_dict(state["optimizer"])
         load_schedule(self.scheduler, state["scheduler"])
         if self.synthesis is not None:
-            self.synthesis.module.load_state_dict(state["synthesiser"])
-            self.synthesis.optimizer.load_state_dict(state["synthesiser_optimizer"])
-        self.arrived = deque(state["arrived"])
-        self._pending = deque(Passed(*passed) for passed in state["pending"])
-        self.cosine, self._fits, self.done = state["cosine"], state["fits"], state["done"]
+            self.synthesis.load_state_dict(state)
+        device = next(self.block.parameters()).device
+        self.gradients.load_state_dict(state, device)
+        if self.inputs is not None:
+            self.inputs.synthesis.load_state_dict(state["inputs"])
+            self.inputs.activities.load_state_dict(state["inputs"], device)
+        self.done = state["done"]
 
-    def _begun(self) -> Passed:
-        begun, self._graph = self._graph, None
+    def _taken(self) -> Begun:
+        begun, self._begun = self._begun, None
         if begun is None:
             raise RuntimeError("a block learns from a batch that it has begun")
         return begun
 
-    def _true(self, delay: int, fetch: Callable[[], Tensor]) -> list[tuple[Passed, Tensor]]:
-        """The batches whose gradient is due, oldest first, with it."""
-        due = []
-        while len(self._pending) > delay:
-            due.append((self._pending.popleft(), self.arrived.popleft() if self.arrived else fetch()))
-        return due
-
-    def _scale(self, h: Tensor) -> int:
+    def _scale(self, examples: int) -> int:
         """By how much the gradient of an example's own loss exceeds that of the objective."""
-        return 1 if self.loss.summed else len(h)
+        return 1 if self.loss.summed else examples
 
-    @torch.no_grad()
-    def _guess(self, h: Tensor, targets: Tensor) -> Tensor:
+    def _guess(self, h: Tensor, targets: Tensor, examples: int) -> Tensor:
         assert self.synthesis is not None
-        guess: Tensor = self.synthesis.module(h.detach(), targets)
-        return guess / self._scale(h)
+        return self.synthesis.guess(h.detach(), targets) / self._scale(examples)
 
-    def _backward(
-        self, x: Tensor, h: Tensor, gradient: Tensor, send: Callable[[Tensor], None] | None, share: float = 1.0
-    ) -> None:
-        """Add a share of a gradient by the activity to those of the parameters, and send the whole one by the input."""
-        torch.autograd.backward(h, gradient if share == 1 else gradient * share)
-        if send is not None and not self.first:
+    def _backward(self, send: Callable[[Tensor], None], *parts: tuple[Tensor, Tensor, Tensor, float]) -> None:
+        """Gradients of the parameters by shares of those by activities; the whole one by the first input is sent.
+
+        Args:
+            send: as for `learn`.
+            parts: input, activity with the graph, gradient by the activity, and its share.
+        """
+        if not parts:
+            return
+        # One pass for all parts: of several, the gradients of replicas would be added up more than once.
+        with self._replicas.listening():
+            torch.autograd.backward(
+                [h for _, h, _, _ in parts],
+                [gradient if share == 1 else gradient * share for _, _, gradient, share in parts],
+            )
+        x, _, _, share = parts[0]
+        if not self.first:
             assert x.grad is not None
             send(x.grad if share == 1 else x.grad / share)
 
@@ -262,22 +261,9 @@ class BlockLearner:
             self.scheduler.step()
         self.done += 1
 
-    def _fit(self, true: list[tuple[Passed, Tensor]]) -> None:
+    def _fit(self, true: list[tuple[Kept, Tensor]]) -> None:
         """One step of the synthesiser for each true gradient: least squares, over examples' own gradients."""
         if self.synthesis is None:
             return
-        for passed, delta in true:
-            target = delta * self._scale(delta)
-            guess = self.synthesis.module(passed.h, passed.targets)
-            self.synthesis.optimizer.zero_grad()
-            (guess - target).square().mean().backward()
-            self.synthesis.optimizer.step()
-            self._fits += 1
-            rate = max(1 / self._fits, 1 / REMEMBERED)  # at first a plain mean
-            self.cosine += rate * (cosine(guess.detach(), target) - self.cosine)
-
-
-def cosine(first: Tensor, second: Tensor) -> float:
-    """Of the angle between two tensors, from -1 to 1; 0 where one of them is 0."""
-    lengths = first.norm() * second.norm()
-    return (first.flatten() @ second.flatten() / lengths).item() if lengths > 0 else 0.0
+        for (tensors, examples), delta in true:
+            self.synthesis.fit(tensors[1:], delta * self._scale(examples), examples)

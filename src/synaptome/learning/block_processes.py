@@ -1,35 +1,54 @@
-"""Synthetic gradients with each block in a process of its own, under torchrun.
+"""Synthetic gradients with each block in a process of its own, or in several, under torchrun.
 
 Process 0 has the first block, asks for everything and answers for all: it is a learning rule as any other. Its word
-goes to the next process ahead of each batch's activity, and so on down the row, so that nobody waits for an order.
-Labels go with it: `serve` needs no data. Losses come back to process 0 from the last one.
+goes to every other process ahead of each batch, so that nobody waits for an order, and labels go with it: `serve` needs
+no data. Losses come back to process 0 from the last block.
 
-Every block does what it does in one process, in the same order, and so with the same bits. What is reported differs in
-two ways: the means of a step are those of a batch some steps before, which is known by then, and cosines are those of
-the last evaluation.
+Every block does what it does in one process, in the same order, and so with the same bits, unless blocks run freely.
+What is reported differs in two ways: the means of a step are those of a batch some steps before, which is known by
+then, and cosines are those of the last evaluation.
+
+With replicas every block has several processes. Each works at its share of every batch, beside the same share of the
+other blocks, and the replicas of a block add up their gradients: what one process computes, to rounding.
 """
 
 from __future__ import annotations
 
 import math
-import signal
 from collections import deque
-from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
 from synaptome.data.dataset import Batch
 from synaptome.errors import ConfigurationError, NumericError, WorkerLostError
-from synaptome.learning.block_learner import BlockLearner
-from synaptome.learning.lines import Line
+from synaptome.learning.block_messages import (
+    ACTIVITY,
+    END,
+    GRADIENT,
+    INPUT,
+    MEANS,
+    ORDER,
+    REFINE,
+    SEND_PARAMETERS,
+    SEND_STATE,
+    STATE,
+    STEP,
+    TAKE_STATE,
+    Places,
+    check_processes,
+    expect_again,
+    of_all,
+    ordered,
+    take_in,
+    take_what_is_here,
+)
+from synaptome.learning.block_service import serve
 from synaptome.learning.synthetic import SyntheticGradients, cosines
 
-ORDER, ACTIVITY, GRADIENT, MEANS, STATE = range(5)  # tags
-STEP, SEND_PARAMETERS, SEND_STATE, TAKE_STATE, END = range(5)  # orders
-HEAD = 2  # numbers of an order before the labels: which one, and how many labels
+__all__ = ["BlockProcesses", "check_processes", "serve"]
 
 
 class BlockProcesses:
@@ -40,30 +59,37 @@ class BlockProcesses:
             is elsewhere, renewed when they are asked for.
         batch: examples a step, at most.
         timeout: seconds after which a process that does not answer counts as lost.
+        replicas: processes of each block, among which each batch is shared out.
 
     Attributes:
         model: all blocks.
 
     Raises:
-        ConfigurationError: there are not as many processes as blocks.
+        ConfigurationError: there are not as many processes as blocks and replicas take.
     """
 
     model: nn.Module
 
-    def __init__(self, rule: SyntheticGradients, batch: int, timeout: float) -> None:
-        check_processes(len(rule.learners))
+    def __init__(self, rule: SyntheticGradients, batch: int, timeout: float, *, replicas: int = 1) -> None:
+        self._places = places = Places(len(rule.learners), replicas, timeout)
         self.rule, self.model = rule, rule.model
         self._first = rule.learners[0]
-        self._batch = batch
-        self._lines = [Line(peer, timeout) for peer in range(1, len(rule.learners))]
-        self._next, self._last = self._lines[0], self._lines[-1]
-        # By then the last process has the batch behind it, if none is further behind than it may be.
-        self._lag = len(self._lines) * max(1, rule.how.delay)
+        self._first.join(places.group)
+        self._batch, self._replicas = batch, replicas
+        after, last = places.rank(1, 0), places.rank(places.blocks - 1, 0)
+        self._lines = {
+            rank: places.line(rank, rule.how, GRADIENT if rank == after else None)
+            for rank in range(1, places.blocks * replicas)
+        }
+        self._next, self._last = self._lines[after], self._lines[last]
+        # By then the last block has the batch behind it, if none is further behind than it may be: `delay` batches, and
+        # one more that a block in between has sent a gradient of before it waits for its own.
+        self._lag = (places.blocks - 1) * (max(1, rule.how.delay) + 1) - 1
         self._means: deque[Tensor] = deque()  # (loss, accuracy) of batches that have not been told of
         self._stale = False
 
     def step(self, batch: Batch) -> dict[str, float]:
-        """One update of each block; the means of an earlier batch, `delay` steps for each border between blocks before.
+        """One update of each block; the means of an earlier batch, as many steps before as blocks may be apart.
 
         Raises:
             NumericError: the loss of a batch not long before was not finite.
@@ -76,8 +102,10 @@ class BlockProcesses:
                 f"{batch.targets.dtype} {list(batch.targets.shape)}"
             )
         self._stale = True
-        self._order(STEP, batch.targets)
-        activity = self._first.begin(batch.inputs, batch.targets)
+        examples = len(batch.targets)
+        inputs, targets = self._share_out(batch)
+        take_what_is_here(self._first, None, self._next)
+        activity = self._first.begin(inputs, targets, examples)
         self._next.send(activity, ACTIVITY)
         self._next.expect(activity.shape, GRADIENT, activity.dtype)
         self._last.expect((2,), MEANS, torch.float64)
@@ -100,160 +128,73 @@ class BlockProcesses:
         """As of `SyntheticGradients`; what was on its way between processes is in it."""
         self._order(SEND_STATE)
         self._take_in()
-        for line, learner in zip(self._lines, self.rule.learners[1:], strict=True):
-            learner.load_state_dict(line.receive_state(STATE))
+        told = {0: self._first.state_dict()} | {rank: line.receive_state(STATE) for rank, line in self._lines.items()}
+        states = []
+        for block, learner in enumerate(self.rule.learners):
+            first, *others = (told[self._places.rank(block, replica)] for replica in range(self._replicas))
+            whole = of_all(first, others)
+            if block > 0:
+                learner.load_state_dict(whole)
+                whole = learner.state_dict()
+            states.append(whole)
         self._stale = False
-        return self.rule.state_dict() | {"means": list(self._means)}
+        return {"blocks": states, "means": list(self._means)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go back to a state, in all processes."""
+        self._take_in()
         self.rule.load_state_dict(state)
-        self._means = deque(state.get("means", []))  # there are none if it was saved in one process
         self._order(TAKE_STATE)
-        for line, learner in zip(self._lines, self.rule.learners[1:], strict=True):
-            line.send_state(learner.state_dict(), STATE)
-        self._last.restart(MEANS)
-        _expect_again(self._first, self._next)
+        for rank, line in self._lines.items():
+            line.send_state(state["blocks"][rank // self._replicas], STATE)
+        self._means = deque(state.get("means", []))  # there are none if it was saved in one process
+        expect_again(self._first, self._next)
         self._stale = False
+
+    def refine(self) -> None:
+        """As of `SyntheticGradients`, in all processes, between steps that wait for true gradients."""
+        means = self.state_dict()["means"]
+        self._order(REFINE)
+        self.rule.refine()
+        self.load_state_dict(self.rule.state_dict() | {"means": means})
 
     def close(self) -> None:
         """Let the other processes end, if they have not."""
         with suppress(WorkerLostError):
             self._order(END)
             self._take_in()
-            for line in self._lines:
+            for line in self._lines.values():
                 line.flush()
 
-    def _order(self, order: int, labels: Tensor | None = None) -> None:
-        self._next.send(_ordered(order, labels, self._batch), ORDER)
+    def _order(self, order: int) -> None:
+        for line in self._lines.values():
+            line.send(ordered(order, self._batch), ORDER)
+
+    def _share_out(self, batch: Batch) -> Batch:
+        """Send every process what it needs of a batch; the share of this one."""
+        inputs, targets = (tensor.tensor_split(self._replicas) for tensor in batch)
+        for rank, line in self._lines.items():
+            block, replica = divmod(rank, self._replicas)
+            line.send(ordered(STEP, self._batch, targets[replica], len(batch.targets)), ORDER)
+            if block == 0 or self.rule.learners[block].inputs is not None:
+                line.send(inputs[replica], INPUT)
+        return Batch(inputs[0], targets[0])
 
     def _take_in(self) -> None:
         """Take in all that is on its way to this process."""
-        _take_in(self._first, self._next)
+        take_in(self._first, None, self._next)
         while self._last.expected(MEANS):
             self._means.append(self._last.take(MEANS))
 
     def _renew(self) -> None:
         if self._stale:
             self._order(SEND_PARAMETERS)
-            for line, learner in zip(self._lines, self.rule.learners[1:], strict=True):
-                told = line.receive_state(STATE)
+            for block, learner in enumerate(self.rule.learners[1:], 1):
+                told = self._lines[self._places.rank(block, 0)].receive_state(STATE)
                 learner.block.load_state_dict(told["block"])
-                learner.cosine = told["cosine"]
+                for name, guesses in learner.guesses.items():
+                    guesses.cosine = told["cosines"][name]
             self._stale = False
-
-
-def serve(rule: SyntheticGradients, shapes: Sequence[Sequence[int]], batch: int, timeout: float) -> None:
-    """Learn the block of this process, from 1 on, until process 0 says that it is over.
-
-    Signals to stop are for process 0, which says so when everything is saved.
-
-    Args:
-        rule, batch, timeout: as for `BlockProcesses`; the same in every process.
-        shapes: of an example's activity between each block and the next.
-
-    Raises:
-        ConfigurationError: there are not as many processes as blocks.
-        WorkerLostError: another process ended, or did not answer in time.
-    """
-    rank, blocks = check_processes(len(rule.learners)), len(rule.learners)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-    learner = rule.learners[rank]
-    like = next(rule.model.parameters())  # of the dtype of activities, and where they are computed
-    last = rank == blocks - 1
-    root = Line(0, timeout)
-    before = root if rank == 1 else Line(rank - 1, timeout)
-    after = None if last else Line(rank + 1, timeout)
-    broken = False
-    before.expect((HEAD + batch,), ORDER, torch.int64)
-    while True:
-        told = before.take(ORDER)
-        order, labels = int(told[0]), told[HEAD : HEAD + int(told[1])]
-        if after is not None:
-            after.send(told, ORDER)
-        if order == END:
-            if after is not None:
-                _take_in(learner, after)
-            break
-        before.expect((HEAD + batch,), ORDER, torch.int64)
-        if order == STEP:
-            x = before.receive((len(labels), *shapes[rank - 1]), ACTIVITY, like.dtype).to(like.device)
-            labels = labels.to(like.device)
-            if after is None:
-                broken = _conclude(learner, x, labels, before, root, broken)
-            else:
-                activity = learner.begin(x, labels)
-                after.send(activity, ACTIVITY)
-                after.expect(activity.shape, GRADIENT, activity.dtype)
-                learner.learn(
-                    lambda: after.take(GRADIENT).to(like.device), lambda gradient: before.send(gradient, GRADIENT)
-                )
-        elif order == SEND_PARAMETERS:
-            root.send_state({"block": learner.block.state_dict(), "cosine": learner.cosine}, STATE)
-        elif order == SEND_STATE:
-            if after is not None:
-                _take_in(learner, after)
-            root.send_state(learner.state_dict(), STATE)
-        else:
-            learner.load_state_dict(root.receive_state(STATE))
-            before.restart(GRADIENT)
-            if after is None:
-                root.restart(MEANS)
-            else:
-                _expect_again(learner, after)
-    for line in (before, root, *([] if after is None else [after])):
-        line.flush()
-
-
-def check_processes(blocks: int) -> int:
-    """The rank of this process; a ConfigurationError if there are not as many processes as blocks, two or more."""
-    processes = distributed.get_world_size()
-    if processes != blocks or blocks < 2:
-        raise ConfigurationError(
-            f"each block has a process of its own, and there are at least two; given {blocks} blocks and {processes} "
-            f"processes: start as many as there are blocks (torchrun --nproc-per-node {max(blocks, 2)}), or choose as "
-            f"many blocks"
-        )
-    return distributed.get_rank()
-
-
-def _conclude(learner: BlockLearner, x: Tensor, labels: Tensor, before: Line, root: Line, broken: bool) -> bool:
-    """A step of the last block; whether its loss is not finite, now or before, and nothing is learned any more."""
-    gradient: Tensor | None = None
-    if not broken:
-        learner.begin(x, labels)
-        try:
-            gradient, means = learner.conclude()
-        except NumericError:  # process 0 will say so, and end it
-            broken = True
-    loss, accuracy = (math.nan, math.nan) if broken else (means["loss"], means["accuracy"])
-    root.send(torch.tensor([loss, accuracy], dtype=torch.float64), MEANS)
-    before.send(torch.zeros_like(x) if gradient is None else gradient, GRADIENT)
-    return broken
-
-
-def _take_in(learner: BlockLearner, after: Line) -> None:
-    """Let a learner have all true gradients that were sent to it."""
-    while after.expected(GRADIENT) > learner.due_later:
-        gradient = after.take(GRADIENT)
-        learner.arrived.append(gradient.to(next(learner.block.parameters()).device))
-
-
-def _expect_again(learner: BlockLearner, after: Line) -> None:
-    """Make room for the true gradients that a learner of another state waits for, and for no others."""
-    after.restart(GRADIENT)
-    for activity in learner.owed:
-        after.expect(activity.shape, GRADIENT, activity.dtype)
-
-
-def _ordered(order: int, labels: Tensor | None, batch: int) -> Tensor:
-    told = torch.zeros(HEAD + batch, dtype=torch.int64)
-    told[0] = order
-    if labels is not None:
-        told[1] = len(labels)
-        told[HEAD : HEAD + len(labels)] = labels
-    return told
 
 
 def _unsent(gradient: Tensor) -> None:

@@ -6,6 +6,7 @@ import json
 import math
 from collections import defaultdict, deque
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
 
@@ -18,6 +19,7 @@ from synaptome.nested import put_together, take_apart
 
 TAGS = 8  # that a line may have
 AHEAD = 16  # tensors on their way to the other process, beyond which the sender waits for the oldest
+Pending = distributed.Work | Future[bool]
 
 
 class Line:
@@ -26,17 +28,20 @@ class Line:
     Args:
         peer: rank of the other process.
         timeout: seconds after which a process that does not answer counts as lost, above 0.
+        ahead: tensors on their way to the other process, beyond which `send` waits for the oldest.
+        watched: a tag of which `here` can be asked.
 
     Raises:
         ConfigurationError: the timeout is out of range.
     """
 
-    def __init__(self, peer: int, timeout: float) -> None:
+    def __init__(self, peer: int, timeout: float, *, ahead: int = AHEAD, watched: int | None = None) -> None:
         if not 0 < timeout < math.inf:  # also refuses NaN
             raise ConfigurationError(f"a timeout is a finite number of seconds above 0; given {timeout}")
-        self.peer, self.timeout = peer, timeout
+        self.peer, self.timeout, self.ahead, self.watched = peer, timeout, ahead, watched
         self._sent: deque[tuple[distributed.Work, Tensor]] = deque()  # tensors must live until they are gone
-        self._expected: dict[int, deque[tuple[distributed.Work, Tensor]]] = defaultdict(deque)
+        self._expected: dict[int, deque[tuple[Pending, Tensor]]] = defaultdict(deque)
+        self._watch = None if watched is None else ThreadPoolExecutor(1)
         self._restarts: dict[int, int] = defaultdict(int)
 
     def send(self, tensor: Tensor, tag: int) -> None:
@@ -44,18 +49,26 @@ class Line:
         tensor = tensor.detach().cpu().contiguous()
         work = self._guarded(lambda: distributed.isend(tensor, self.peer, tag=self._wire(tag)))
         self._sent.append((work, tensor))
-        while self._sent and (len(self._sent) > AHEAD or self._sent[0][0].is_completed()):
+        while self._sent and (len(self._sent) > self.ahead or self._sent[0][0].is_completed()):
             self._wait(self._sent.popleft()[0])
 
     def expect(self, shape: Sequence[int], tag: int, dtype: torch.dtype = torch.float32) -> None:
         """Make room for a tensor that will come, so that it can come at any time."""
         room = torch.empty(*shape, dtype=dtype)
         work = self._guarded(lambda: distributed.irecv(room, self.peer, tag=self._wire(tag)))
+        if self._watch is not None and tag == self.watched:
+            # gloo says that something has come only to who waits for it.
+            work = self._watch.submit(work.wait, timedelta(seconds=self.timeout))
         self._expected[tag].append((work, room))
 
     def expected(self, tag: int) -> int:
         """How many tensors there is room for that have not been taken."""
         return len(self._expected[tag])
+
+    def here(self, tag: int) -> bool:
+        """Whether the oldest tensor that is expected under the watched tag has come: it can be taken without a wait."""
+        oldest = self._expected[tag][0][0] if self._expected[tag] else None
+        return isinstance(oldest, Future) and oldest.done()
 
     def take(self, tag: int) -> Tensor:
         """The oldest tensor that is expected, as soon as it is here."""
@@ -98,8 +111,11 @@ class Line:
         """The tag that torch sees: another one after each restart."""
         return tag + TAGS * self._restarts[tag]
 
-    def _wait(self, work: distributed.Work) -> None:
-        self._guarded(lambda: work.wait(timedelta(seconds=self.timeout)))
+    def _wait(self, pending: Pending) -> None:
+        if isinstance(pending, Future):  # which waits as long
+            self._guarded(pending.result)
+        else:
+            self._guarded(lambda: pending.wait(timedelta(seconds=self.timeout)))
 
     def _guarded(self, action: Any) -> Any:
         try:

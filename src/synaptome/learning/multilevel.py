@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from torch import nn, optim
-from torch.optim.lr_scheduler import LRScheduler
 
 from synaptome.data.dataset import Batch
 from synaptome.errors import ConfigurationError
 from synaptome.learning.backprop import Backprop
+from synaptome.learning.optimization import MakeScheduler, restarted
+from synaptome.learning.rule import LearningRule
 from synaptome.networks.multilevel import prolong
 from synaptome.networks.stable import StableNetwork
 
 
+@runtime_checkable
+class Refinable(LearningRule, Protocol):
+    """A rule that can prolong what it trains; `SyntheticGradients` and its processes are."""
+
+    def refine(self) -> None:
+        """Double the depth, prolong all that is learned and what learns it, and start the schedule again."""
+        ...
+
+
 class Multilevel:
-    """Backpropagation on levels: so many steps at one depth, then as many at twice the depth, and so on.
+    """Learning on levels: so many steps at one depth, then as many at twice the depth, and so on.
 
     The network of the next level is the last one's weights, a path in time, on a grid of half the step; the state of
     the optimizer is prolonged as they are (see `synaptome.networks.multilevel.prolong`; Haber, Ruthotto, Holtham & Jun
@@ -25,11 +34,12 @@ class Multilevel:
     next one.
 
     Args:
-        rule: learns the weights; its model is a `StableNetwork`, which begins with the depth of the first level.
+        rule: learns the weights: backpropagation through a `StableNetwork`, which begins with the depth of the first
+            level, or a rule that prolongs its network itself.
         levels: at least 1; the last one has `2^(levels - 1)` times the depth of the first.
         steps: of each level, at least 1; what comes after the last level's is spent on the last level.
-        schedule: makes the learning-rate schedule of each level, in place of the rule's own, or None for a constant
-            rate; if not given, the rule's own goes on over all levels.
+        schedule: of backpropagation: makes the learning-rate schedule of each level, in place of the rule's own, or
+            None for a constant rate; if not given, the rule's own goes on over all levels.
 
     Attributes:
         model: the rule's network, the same module at every level.
@@ -38,34 +48,38 @@ class Multilevel:
         done: steps so far.
 
     Raises:
-        ConfigurationError: the model is another one, a number is out of range, or the optimizer is L-BFGS, whose state
-            cannot be prolonged.
+        ConfigurationError: the rule or its model is another one, a number is out of range, or the optimizer is L-BFGS,
+            whose state cannot be prolonged.
     """
 
     model: nn.Module
 
     def __init__(
         self,
-        rule: Backprop,
+        rule: Backprop | Refinable,
         levels: int,
         steps: int,
-        schedule: Callable[[optim.Optimizer], LRScheduler | None] | None = None,
+        schedule: MakeScheduler | None = None,
     ) -> None:
-        if not isinstance(rule.model, StableNetwork):
+        if isinstance(rule, Backprop) and not isinstance(rule.model, StableNetwork):
             raise ConfigurationError(
                 f"multilevel training halves the time steps of a StableNetwork; given a {type(rule.model).__name__}"
+            )
+        if not isinstance(rule, Backprop | Refinable):
+            raise ConfigurationError(
+                f"multilevel training takes backpropagation, or a rule with refine(); given a {type(rule).__name__}"
             )
         if levels < 1 or steps < 1:
             raise ConfigurationError(
                 f"levels, and the steps of each, are whole numbers of at least 1; given {levels} levels of {steps} "
                 f"steps"
             )
-        if levels > 1 and isinstance(rule.optimizer, optim.LBFGS):
+        if levels > 1 and isinstance(rule, Backprop) and isinstance(rule.optimizer, optim.LBFGS):
             raise ConfigurationError(
                 "LBFGS keeps one flat history of all parameters, which cannot be prolonged; take one level, or another "
                 "optimizer"
             )
-        self.model = self._network = rule.model
+        self.model = rule.model
         self.rule = rule
         self.level = 0
         self.done = 0
@@ -103,8 +117,8 @@ class Multilevel:
         """
         if state["level"] < self.level:
             raise ConfigurationError(
-                f"this network is at level {self.level + 1} already, {self._network.depth} layers deep, and the state "
-                f"is of level {state['level'] + 1}; load it into a new one"
+                f"this network is at level {self.level + 1} already, and the state is of level {state['level'] + 1}; "
+                f"load it into a new one"
             )
         while self.level < state["level"]:
             self._refine()
@@ -112,14 +126,14 @@ class Multilevel:
         self.done = state["done"]
 
     def _refine(self) -> None:
-        prolong(self._network, self.rule.optimizer)
+        if isinstance(self.rule, Backprop):
+            assert isinstance(self.rule.model, StableNetwork)
+            prolong(self.rule.model, self.rule.optimizer)
+            self._start_schedule()
+        else:
+            self.rule.refine()
         self.level += 1
-        self._start_schedule()
 
     def _start_schedule(self) -> None:
-        if self._schedule is None:
-            return
-        for group in self.rule.optimizer.param_groups:
-            # Where the level before ended; a schedule starts from the rate that it finds.
-            group["lr"] = group.get("initial_lr", group["lr"])
-        self.rule.scheduler = self._schedule(self.rule.optimizer)
+        if self._schedule is not None and isinstance(self.rule, Backprop):
+            self.rule.scheduler = restarted(self._schedule, self.rule.optimizer)

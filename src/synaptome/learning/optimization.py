@@ -15,6 +15,9 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from synaptome.errors import ConfigurationError, unknown
 
+MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+MakeScheduler = Callable[[torch.optim.Optimizer], LRScheduler | None]
+
 DROPS = (0.5, 0.75)  # He et al. 2016, section 4.2: at 32 000 and 48 000 of 64 000 steps
 
 # The share of the initial rate that is left when a share t of the steps is done, for drops at given shares.
@@ -120,6 +123,13 @@ class Optimization:
 
 def _has(optimizer: str, option: str) -> bool:
     return option in inspect.signature(OPTIMIZERS[optimizer.lower()]).parameters
+
+
+def restarted(schedule: MakeScheduler, optimizer: torch.optim.Optimizer) -> LRScheduler | None:
+    """A new schedule for an optimizer that has had one: it starts from the rate that the one before started from."""
+    for group in optimizer.param_groups:
+        group["lr"] = group.get("initial_lr", group["lr"])
+    return schedule(optimizer)
 
 
 def schedule_state(scheduler: LRScheduler | None) -> dict[str, Any] | None:

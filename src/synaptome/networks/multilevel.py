@@ -117,7 +117,8 @@ def _double(parts: Sequence[StableNetwork | StableBlock], optimizers: Sequence[o
 
 def _doubled(pieces: Sequence[Tensor]) -> list[Tensor]:
     path = torch.cat([piece.detach() for piece in pieces])
-    return list(torch.split(resample(path, 2 * len(path)), [2 * len(piece) for piece in pieces]))
+    parts = torch.split(resample(path, 2 * len(path)), [2 * len(piece) for piece in pieces])
+    return [part.clone() for part in parts]  # memory of their own: one may be changed while another is differentiated
 
 
 def _doubled_states(olds: Sequence[nn.Parameter], optimizers: Sequence[optim.Optimizer | None]) -> list[dict[str, Any]]:

@@ -1,7 +1,8 @@
-"""Synthesisers: small networks that guess the gradient of the loss at the activity between two blocks.
+"""Synthesisers: small networks that guess what another block will send (Jaderberg et al. 2017, arXiv 1608.05343).
 
-Each guesses, for an example of its own, from the activity h and, if it is conditioned, from the label too
-(Jaderberg et al. 2017, arXiv 1608.05343, section 2.2 and "cDNI"). The last layer starts from 0, and so does the guess.
+Of the gradient of the loss at the activity between two blocks, each guesses, for an example of its own, from the
+activity h and, if it is conditioned, from the label too (section 2.2 and "cDNI"). Of the activity itself it guesses
+from the network's input ("full unlock"). The last layer starts from 0, and so does the guess.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch.nn import functional as F
 from synaptome.errors import ConfigurationError, unknown
 
 SYNTHESISERS = ("linear", "mlp", "convolutional")
+INPUT_SYNTHESISERS = ("linear", "mlp")
 
 
 class Synthesiser(nn.Module):
@@ -42,23 +44,12 @@ class Synthesiser(nn.Module):
                 f"a convolutional synthesiser takes activities [channels, height, width]; given {list(shape)}: choose "
                 f"linear or mlp"
             )
-        if hidden is not None and hidden < 1:
-            raise ConfigurationError(f"hidden is a whole number of at least 1; given {hidden}")
         self.shape, self.classes, self.kind = tuple(shape), classes, kind
-        self.layers: nn.Sequential
         if kind == "convolutional":
-            channels, wide = shape[0], hidden or shape[0]
-            self.layers = nn.Sequential(
-                nn.Conv2d(channels + classes, wide, 3, padding=1), nn.ReLU(), nn.Conv2d(wide, channels, 3, padding=1)
-            )
+            self.layers = _planes(shape[0] + classes, shape[0], hidden)
         else:
             size = math.prod(shape)
-            wide = hidden or size
-            first = size + classes
-            widths = [] if kind == "linear" else [nn.Linear(first, wide), nn.ReLU(), nn.Linear(wide, wide), nn.ReLU()]
-            self.layers = nn.Sequential(*widths, nn.Linear(wide if widths else first, size))
-        for parameter in self.layers[-1].parameters():
-            nn.init.zeros_(parameter)
+            self.layers = _layers(size + classes, size, kind, hidden)
 
     def forward(self, h: Tensor, labels: Tensor) -> Tensor:
         """The guess, of the shape of h: the gradient of each example's own loss.
@@ -79,3 +70,66 @@ class Synthesiser(nn.Module):
     def extra_repr(self) -> str:
         """What `print(synthesiser)` says of it."""
         return f"{self.kind}, shape={self.shape}, classes={self.classes}"
+
+
+class InputSynthesiser(nn.Module):
+    """From the network's input to a guess of the activity between two blocks, `I(x)`.
+
+    It is not told the label: a block that learned on such inputs would find the label in them, and not in activities.
+    The last layer starts from 0, as those of other synthesisers do: before it knows better, no example differs from
+    another, and the next block learns no more than its biases.
+
+    Args:
+        inputs: shape of an input of the network, of an example.
+        shape: of an example's activity.
+        kind: `linear` or `mlp` (two hidden layers with ReLU), of the flattened input.
+        hidden: features of the hidden layers of `mlp`; as many as those of the activity if None.
+
+    Raises:
+        ConfigurationError: there is no such kind, or a number is below 1.
+    """
+
+    def __init__(
+        self, inputs: Sequence[int], shape: Sequence[int], kind: str = "linear", hidden: int | None = None
+    ) -> None:
+        super().__init__()
+        if kind not in INPUT_SYNTHESISERS:
+            raise unknown("synthesiser of inputs", kind, INPUT_SYNTHESISERS)
+        self.inputs, self.shape, self.kind = tuple(inputs), tuple(shape), kind
+        self.layers = _layers(math.prod(inputs), math.prod(shape), kind, hidden)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The guess `[batch, *shape]`, for inputs `[batch, *inputs]`."""
+        guess: Tensor = self.layers(x.flatten(1))
+        return guess.view(len(x), *self.shape)
+
+    def extra_repr(self) -> str:
+        """What `print(synthesiser)` says of it."""
+        return f"{self.kind}, inputs={self.inputs}, shape={self.shape}"
+
+
+def _layers(inputs: int, outputs: int, kind: str, hidden: int | None) -> nn.Sequential:
+    """Of `linear` and `mlp`, in features."""
+    wide = _checked(hidden) or outputs
+    widths = [] if kind == "linear" else [nn.Linear(inputs, wide), nn.ReLU(), nn.Linear(wide, wide), nn.ReLU()]
+    return _from_zero(nn.Sequential(*widths, nn.Linear(wide if widths else inputs, outputs)))
+
+
+def _planes(inputs: int, outputs: int, hidden: int | None) -> nn.Sequential:
+    """Of `convolutional`, in channels."""
+    wide = _checked(hidden) or outputs
+    return _from_zero(
+        nn.Sequential(nn.Conv2d(inputs, wide, 3, padding=1), nn.ReLU(), nn.Conv2d(wide, outputs, 3, padding=1))
+    )
+
+
+def _checked(hidden: int | None) -> int | None:
+    if hidden is not None and hidden < 1:
+        raise ConfigurationError(f"hidden is a whole number of at least 1; given {hidden}")
+    return hidden
+
+
+def _from_zero(layers: nn.Sequential) -> nn.Sequential:
+    for parameter in layers[-1].parameters():
+        nn.init.zeros_(parameter)
+    return layers

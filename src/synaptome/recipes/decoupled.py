@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import nn, optim
@@ -17,17 +17,20 @@ from synaptome import data
 from synaptome.data.dataset import Dataset
 from synaptome.errors import ConfigurationError
 from synaptome.learning.backprop import Backprop
-from synaptome.learning.block_learner import Decoupling
-from synaptome.learning.block_processes import BlockProcesses, check_processes, serve
+from synaptome.learning.decoupling import Decoupling
+from synaptome.learning.multilevel import Multilevel, Refinable
 from synaptome.learning.rule import LearningRule
 from synaptome.learning.synthetic import SyntheticGradients
+from synaptome.networks.blocks import StableBlock
 from synaptome.networks.feedforward import FeedForward
 from synaptome.networks.partition import border_shapes, check_balance, even, split
 from synaptome.networks.stable import StableNetwork
-from synaptome.networks.synthesisers import Synthesiser
+from synaptome.networks.synthesisers import InputSynthesiser, Synthesiser
+from synaptome.recipes.block_parts import APART, apart, check_replicas, check_replicas_start
 from synaptome.recipes.failing import check_sizes
-from synaptome.recipes.process_group import joined, processes
+from synaptome.recipes.process_group import own_device, processes
 from synaptome.recipes.recipe import Experiment, Recipe
+from synaptome.recipes.shared_batches import MICROBATCHES, PIPELINES, SHARED, check_start, microbatches_of, shared
 from synaptome.recipes.stable_presets import OptimizationChoice, StableChoice, choice
 from synaptome.training.callbacks import each_epoch
 
@@ -40,6 +43,25 @@ METHODS = {
     "locked": "backprop, block by block",
     "frozen": "backprop, first blocks frozen",
     "backprop": "backprop",
+}
+Method = Literal["synthetic", "stale", "locked", "frozen", "backprop", "ddp", "gpipe", "1f1b"]
+LEVELLED = ("synthetic", "locked")
+ONLY_OF: dict[str, tuple[str, ...]] = {  # fields that other methods refuse
+    "true_share": ("synthetic",),
+    "warmup": ("synthetic",),
+    "least_cosine": ("synthetic",),
+    "free": ("synthetic",),
+    "synthetic_inputs": ("synthetic",),
+    "levels": LEVELLED,
+    "replicas": APART,
+    "microbatches": PIPELINES,
+}
+CITATIONS = {
+    "synthetic": ("jaderberg2017",),
+    "stale": ("huo2018",),
+    "ddp": ("li2020",),
+    "gpipe": ("huang2019",),
+    "1f1b": ("narayanan2021",),
 }
 
 
@@ -55,34 +77,44 @@ class Decoupled(Recipe):
 
     In one process it is studied: what happens, and in which order, is what happens in processes of their own, to the
     bit. With `torchrun --nproc-per-node BLOCKS -m synaptome run decoupled ...` each block has a process, and they work
-    at the same time; the first one writes the run.
+    at the same time; the first one writes the run. With replicas each block has several, which share its batches out.
 
     Args:
         data: points of the plane, or images.
         network: stable (a dynamical system in time, see the recipe `stable`) or feed-forward (tanh).
         dynamics: of a stable network: euler, antisymmetric, leapfrog, verlet, hamiltonian or runge-kutta.
         width: features of each layer.
-        depth: layers, without the classifier of a stable network.
+        depth: layers, without the classifier of a stable network; on several levels, those of the first one.
         time: T of a stable network, the length of the interval that its layers divide.
+        levels: 1, or how often a stable network is trained: each time at twice the depth of the time before. Blocks
+            wait for true gradients at all levels but the last, while synthesisers learn from them.
         blocks: how many.
         balance: layers of each block, in place of a fair share; of a stable network the last number may be 0, for a
             block that is the classifier alone.
+        replicas: processes of each block, among which each batch is shared out.
         method: synthetic (guesses), stale (true gradients that are late, on the batches that they belong to), locked
             (true gradients that are waited for), frozen (all blocks but the last stay as they were drawn) or backprop.
-            The last two need no processes: they are what a claim is compared with.
+            The last two need no processes: they are what a claim is compared with. So are the ways to share
+            backpropagation out among processes, and these start with several: ddp (a part of each batch for each
+            process), gpipe and 1f1b (pipelines of microbatches, a process for each block).
         delay: steps that a true gradient may be late before a block waits for it.
         true_share: of true gradients in an update, beside the guesses, in [0, 1).
-        warmup: epochs of true gradients that are waited for, at the start.
+        warmup: epochs of true gradients that are waited for, at the start of the last level.
         least_cosine: a block waits as long as guesses and true gradients have a smaller cosine, on average.
+        free: blocks use true gradients as soon as they are there, up to delay steps late. In several processes the
+            result then depends on timing.
+        synthetic_inputs: the kind of synthesiser, linear or mlp, that guesses the inputs of blocks from the network's
+            input, so that blocks do not wait for activities either; they do if not given.
         synthesiser: linear, or mlp with two hidden layers.
         hidden: neurons in a synthesiser's hidden layers; those of the activity if not given.
         conditioned: whether guesses depend on labels.
         synthesis_rate: learning rate of synthesisers, by Adam.
         batch: examples a step.
-        epochs: passes over the training examples.
+        epochs: passes over the training examples, at each level.
         validation: share of the training examples held out, in [0, 1).
         optimization: optimizer of the blocks, in place of what serves the data set.
         timeout: seconds after which a process that does not answer counts as lost.
+        microbatches: of a batch on its way through a pipeline.
     """
 
     name: ClassVar[str] = "decoupled"
@@ -99,13 +131,17 @@ class Decoupled(Recipe):
     width: int | None = None
     depth: int | None = None
     time: float | None = None
+    levels: int = 1
     blocks: int = 2
     balance: tuple[int, ...] = ()
-    method: Literal["synthetic", "stale", "locked", "frozen", "backprop"] = "synthetic"
+    replicas: int = 1
+    method: Method = "synthetic"
     delay: int = 1
     true_share: float = 0.0
     warmup: int = 0
     least_cosine: float | None = None
+    free: bool = False
+    synthetic_inputs: Literal["linear", "mlp"] | None = None
     synthesiser: Literal["linear", "mlp"] = "linear"
     hidden: int | None = None
     conditioned: bool = True
@@ -115,10 +151,12 @@ class Decoupled(Recipe):
     validation: float = 0.0
     optimization: OptimizationChoice = field(default_factory=OptimizationChoice)
     timeout: float = 120.0
+    microbatches: int = MICROBATCHES
 
     def __post_init__(self) -> None:
         made = self._choice()
         check_sizes(width=made.width, depth=made.depth, blocks=self.blocks, batch=made.batch, epochs=made.epochs)
+        check_sizes(levels=self.levels, replicas=self.replicas)
         if self.balance and self.blocks not in (2, len(self.balance)):
             raise ConfigurationError(
                 f"balance names {len(self.balance)} blocks and blocks is {self.blocks}; leave blocks out"
@@ -129,16 +167,27 @@ class Decoupled(Recipe):
             raise ConfigurationError(
                 f"true_share, warmup and least_cosine belong to the method synthetic; given with {self.method}"
             )
+        if self.method != "synthetic" and (self.free or self.synthetic_inputs):
+            raise ConfigurationError(
+                f"free and synthetic_inputs belong to the method synthetic; given with {self.method}"
+            )
         if self.true_share == 1:
             raise ConfigurationError("with true_share 1 there are no guesses: choose the method stale, or locked")
         if self.method == "stale" and self.delay < 1:
             raise ConfigurationError("true gradients without delay are not stale: choose the method locked")
         if self.network == "feed-forward" and self.time is not None:
             raise ConfigurationError("a feed-forward network has no time; leave it out, or choose network stable")
+        if self.levels > 1 and (self.network != "stable" or self.method not in LEVELLED):
+            raise ConfigurationError(
+                f"levels belong to stable networks and the methods {' and '.join(LEVELLED)}; given {self.levels} "
+                f"levels with network {self.network} and method {self.method}"
+            )
         if not (self.timeout > 0 and math.isfinite(self.timeout)):
             raise ConfigurationError(f"timeout is a number of seconds above 0; given {self.timeout}")
         self._how(1)
         check_balance(self._balance(made), made.depth, least=int(self.network != "stable"))
+        microbatches_of(self.method, self.microbatches, made.batch, len(self._balance(made)))
+        check_replicas(self.method, len(self._balance(made)), self.replicas, made.batch)
 
     def resolved(self) -> Decoupled:
         """The same recipe with every number given that the data set decided."""
@@ -147,9 +196,26 @@ class Decoupled(Recipe):
         names = [name for name in LEFT_OPEN if name != "time" or self.network == "stable"]
         return replace(self, optimization=optimization, **{name: getattr(made, name) for name in names})
 
+    @property
+    def block_count(self) -> int:
+        """How many blocks there are."""
+        return len(self._balance(self._choice()))
+
+    def with_method(self, method: Method) -> Decoupled:
+        """The same recipe with another method; fields that this one does not have are left at their defaults."""
+        lost = [name for name, methods in ONLY_OF.items() if method not in methods]
+        left: dict[str, Any] = {each.name: each.default for each in fields(self) if each.name in lost}
+        return replace(self, method=method, **left)
+
+    def check_start(self) -> None:
+        """Refuse what starts with several processes where there is one, a ConfigurationError; `resume` takes either."""
+        check_start(self.method, self.block_count)
+        check_replicas_start(self.block_count, self.replicas)
+
     def experiment(self, seed: int, device: torch.device, data_dir: Path | None) -> Experiment:
         """See `Recipe.experiment`."""
         made = self._choice()
+        device = own_device(device)
         examples = data.load(self.data, data_dir=data_dir, validation=self.validation, seed=seed)
         network = self._network(made, examples).to(device)
         balance = self._balance(made)
@@ -163,8 +229,10 @@ class Decoupled(Recipe):
             return optimization.scheduler(optimizer, made.epochs * epoch_steps)
 
         rule: LearningRule
-        if self.method in ("frozen", "backprop"):
-            if processes() > 1:
+        work: Callable[[], None] | None
+        close: Callable[[], None] | None
+        if self.method in ("frozen", "backprop", *SHARED):
+            if processes() > 1 and self.method not in SHARED:
                 raise ConfigurationError(
                     f"the method {self.method} learns in one process; given {processes()}: start it without torchrun"
                 )
@@ -180,27 +248,32 @@ class Decoupled(Recipe):
                 parts,
                 optimization.optimizer,
                 guessers if self.method == "synthetic" else None,
+                inputs=self._input_synthesisers(shapes, examples, device),
                 synthesis=partial(optim.Adam, lr=self.synthesis_rate),
                 how=self._how(epoch_steps),
                 scheduler=schedule,
             )
         work, close = None, None
-        if processes() > 1 and isinstance(rule, SyntheticGradients):
-            joined(self.timeout)
-            if check_processes(len(parts)):
-                work = partial(serve, rule, shapes, made.batch, self.timeout)
-            else:
-                rule = BlockProcesses(rule, made.batch, self.timeout)
-                close = rule.close
+        if isinstance(rule, SyntheticGradients):
+            ends = [examples.input_shape, *shapes]
+            rule, work, close = apart(rule, ends, made.batch, self.replicas, self.timeout)
+        elif self.method in SHARED and isinstance(rule, Backprop):
+            how = microbatches_of(self.method, self.microbatches, made.batch, len(parts))
+            ends = [examples.input_shape, *shapes, (examples.outputs,)]
+            rule, work, close = shared(self.method, rule, optimization.optimizer, schedule, ends, how, self.timeout)
+        if self.levels > 1 and work is None:
+            rule = Multilevel(cast(Refinable, rule), self.levels, made.epochs * epoch_steps)
+        weights = sum(part.weight.nbytes + part.bias.nbytes for part in parts if isinstance(part, StableBlock))
         return Experiment(
             data=examples,
             rule=rule,
-            epochs=made.epochs,
+            epochs=self.levels * made.epochs,
             batch=made.batch,
-            synapse=f"{self._describe()}, {'+'.join(map(str, balance))} layers",
-            learning=METHODS[self.method],
-            citations={"synthetic": ("jaderberg2017",), "stale": ("huo2018",)}.get(self.method, ()),
-            evaluate=each_epoch(math.ceil(made.epochs / ROWS)),
+            synapse=f"{self._describe()}, {self._layers(balance)} layers",
+            learning=self._learning(),
+            citations=CITATIONS.get(self.method, ()) + (("haber2018",) if self.levels > 1 else ()),
+            evaluate=each_epoch(math.ceil(self.levels * made.epochs / ROWS)),
+            growth=3 * (2 ** (self.levels - 1) - 1) * weights,  # with two moments of an optimizer
             work=work,
             close=close,
         )
@@ -232,11 +305,30 @@ class Decoupled(Recipe):
             return Decoupling(delay=0, true_share=1.0)
         if self.method == "stale":
             return Decoupling(delay=self.delay, true_share=1.0)
-        return Decoupling(self.delay, self.true_share, self.warmup * epoch_steps, self.least_cosine)
+        waiting = (self.warmup + (self.levels - 1) * self._choice().epochs) * epoch_steps
+        return Decoupling(self.delay, self.true_share, waiting, self.least_cosine, self.free)
 
     def _synthesiser(self, shape: Iterable[int], examples: Dataset) -> Synthesiser:
         classes = examples.outputs if self.conditioned else 0
         return Synthesiser(tuple(shape), classes, self.synthesiser, self.hidden)
+
+    def _input_synthesisers(
+        self, shapes: Iterable[tuple[int, ...]], examples: Dataset, device: torch.device
+    ) -> list[InputSynthesiser] | None:
+        kind = self.synthetic_inputs
+        if kind is None:
+            return None
+        return [InputSynthesiser(examples.input_shape, shape, kind, self.hidden).to(device) for shape in shapes]
+
+    def _layers(self, balance: Sequence[int]) -> str:
+        """Such as `8+8`, or `2+2 to 8+8` on three levels."""
+        sizes = [[2**level * layers for layers in balance] for level in sorted({0, self.levels - 1})]
+        return " to ".join("+".join(map(str, each)) for each in sizes)
+
+    def _learning(self) -> str:
+        inputs = ", synthetic inputs" if self.synthetic_inputs else ""
+        levels = ", multilevel" if self.levels > 1 else ""
+        return (METHODS | SHARED)[self.method] + levels + inputs + (", free" if self.free else "")
 
     def _describe(self) -> str:
         return self.dynamics if self.network == "stable" else "feed-forward"

@@ -71,6 +71,36 @@ BIBTEX = {
   volume    = {31},
   year      = {2018},
 }""",
+    "li2020": """\
+@article{li2020,
+  title   = {{PyTorch} Distributed: Experiences on Accelerating Data Parallel Training},
+  author  = {Li, Shen and Zhao, Yanli and Varma, Rohan and Salpekar, Omkar and Noordhuis, Pieter and Li, Teng and
+             Paszke, Adam and Smith, Jeff and Vaughan, Brian and Damania, Pritam and Chintala, Soumith},
+  journal = {Proceedings of the VLDB Endowment},
+  volume  = {13},
+  number  = {12},
+  pages   = {3005--3018},
+  year    = {2020},
+}""",
+    "huang2019": """\
+@inproceedings{huang2019,
+  title     = {{GPipe}: Efficient Training of Giant Neural Networks using Pipeline Parallelism},
+  author    = {Huang, Yanping and Cheng, Youlong and Bapna, Ankur and Firat, Orhan and Chen, Dehao and Chen, Mia and
+               Lee, HyoukJoong and Ngiam, Jiquan and Le, Quoc V. and Wu, Yonghui and Chen, Zhifeng},
+  booktitle = {Advances in Neural Information Processing Systems},
+  volume    = {32},
+  year      = {2019},
+}""",
+    "narayanan2021": """\
+@inproceedings{narayanan2021,
+  title     = {Memory-Efficient Pipeline-Parallel {DNN} Training},
+  author    = {Narayanan, Deepak and Phanishayee, Amar and Shi, Kaiyu and Chen, Xie and Zaharia, Matei},
+  booktitle = {Proceedings of the 38th International Conference on Machine Learning},
+  series    = {Proceedings of Machine Learning Research},
+  volume    = {139},
+  pages     = {7937--7947},
+  year      = {2021},
+}""",
     "mocanu2018": """\
 @article{mocanu2018,
   title   = {Scalable training of artificial neural networks with adaptive sparse connectivity inspired by network

@@ -24,7 +24,11 @@ MOST_NAMED = 3  # runs in a notice
 
 
 def render(
-    groups: Sequence[Group], charts: Mapping[str, Chart], found: measures.Found, addresses: Mapping[str, str]
+    groups: Sequence[Group],
+    charts: Mapping[str, Chart],
+    found: measures.Found,
+    addresses: Mapping[str, str],
+    compared: Html | None = None,
 ) -> str:
     """The whole page.
 
@@ -33,6 +37,7 @@ def render(
         charts: what to draw, by the address of its data relative to the page, such as `report-data/loss.csv`.
         found: what was measured of the synapses; the page has no section on it if that is nothing.
         addresses: of the data of each figure of `found`, by the figure's name.
+        compared: ways to train side by side, a section of `synaptome.report.ways`.
     """
     runs = [run for group in groups for run in group.runs]
     names = _names(runs)
@@ -49,6 +54,7 @@ def render(
     ]
     body = [
         tag("header", tag("h1", title), tag("p", _headline(groups, rows), class_="headline"), *_notices(runs, names)),
+        *([compared] if compared else []),
         _results(rows),
         *([networks] if (networks := population_section(groups)) else []),
         _curves(groups, charts),

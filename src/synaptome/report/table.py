@@ -1,7 +1,7 @@
 """The summary of runs: which belong together, and one row with mean and spread for each group.
 
-Runs that differ in nothing but their seed (and their number of threads) are one group; a group is named by what
-sets it apart from the others.
+Runs that differ in nothing but their seed (and their number of threads) are one group, unless they have the same seed
+and other numbers of threads; a group is named by what sets it apart from the others.
 """
 
 from __future__ import annotations
@@ -109,9 +109,8 @@ def group_runs(runs: Sequence[RunRecord]) -> list[Group]:
     """Sort runs into groups, in order of first appearance; a folder given twice counts once."""
     grouped: dict[str, dict[str, RunRecord]] = {}
     for run in runs:
-        identity = json.dumps([run.recipe.get(key) for key in ("recipe", "options", "device")], sort_keys=True)
-        grouped.setdefault(identity, {})[str(run.path.resolve())] = run
-    unnamed = [Group("", tuple(members.values())) for members in grouped.values()]
+        grouped.setdefault(_identity(run), {})[str(run.path.resolve())] = run
+    unnamed = [Group("", members) for same in grouped.values() for members in _apart(tuple(same.values()))]
     groups: list[Group] = []
     for group, label in zip(unnamed, _labels(unnamed), strict=True):
         taken = {other.label for other in groups}
@@ -119,6 +118,23 @@ def group_runs(runs: Sequence[RunRecord]) -> list[Group]:
         candidates = (label if count == 1 else f"{label} ({count})" for count in range(1, len(unnamed) + 1))
         groups.append(Group(next(name for name in candidates if name not in taken), group.runs))
     return groups
+
+
+def _identity(run: RunRecord) -> str:
+    return json.dumps([run.recipe.get(key) for key in ("recipe", "options", "device")], sort_keys=True)
+
+
+def _apart(runs: tuple[RunRecord, ...]) -> list[tuple[RunRecord, ...]]:
+    """Runs that differ in seed and threads: together, unless a seed occurs with several numbers of threads."""
+    seeds = {show(run.recipe.get("seed")) for run in runs}
+    threads = dict.fromkeys(_threads(run) for run in runs)
+    if len(threads) == 1 or len(seeds) == len(runs):
+        return [runs]
+    return [tuple(run for run in runs if _threads(run) == number) for number in threads]
+
+
+def _threads(run: RunRecord) -> str:
+    return show(run.recipe.get("threads", ABSENT))
 
 
 def _recipe(run: RunRecord) -> str:
@@ -136,6 +152,8 @@ def _labels(groups: Sequence[Group]) -> list[str]:
             f"{clean(name)}={show(group.options[name])}" for name in telling[group.recipe] if name in group.options
         ]
         parts += [f"device={group.device}"] if several_devices else []
+        twins = [other for other in groups if _identity(other.runs[0]) == _identity(group.runs[0])]
+        parts += [f"threads={_threads(group.runs[0])}"] if len(twins) > 1 else []
         named = [group.recipe] if len(recipes) > 1 or not parts else []
         labels.append(" ".join([*named, ", ".join(parts)]).strip())
     return labels

@@ -12,6 +12,7 @@ from synaptome.report.measured import read_final_of_all
 from synaptome.report.populations import population_table
 from synaptome.report.robustness import pruning
 from synaptome.report.table import Group, group_runs, percent, summary_table
+from synaptome.report.ways import ways_table
 from synaptome.report.writing import write_report
 from synaptome.training.run import RunRecord
 
@@ -30,6 +31,8 @@ def show(records: Sequence[RunRecord], destination: Path) -> None:
     console.print(summary_table(records))
     if (networks := population_table(groups)) is not None:
         console.print(networks)
+    if (compared := ways_table(records)) is not None:
+        console.print(compared)
     _show_pruned(groups)
     print(f"report: {write_report(records, destination, tell=_warn)}")
 

@@ -15,6 +15,7 @@ from synaptome.report.curves import charts, csv_text
 from synaptome.report.film import FilmFigure
 from synaptome.report.page import render
 from synaptome.report.table import group_runs
+from synaptome.report.ways import ways, ways_csv, ways_section
 
 if TYPE_CHECKING:
     from synaptome.training.run import RunRecord
@@ -49,14 +50,16 @@ def write_report(
         raise ConfigurationError(f"a report is an HTML file: expected a name ending in .html, not {destination.name!r}")
     groups = group_runs(runs)
     folder = destination.with_name(f"{destination.stem}-data")
-    curves, found = charts(groups), measures.find(groups)
-    names = _file_names([*(chart.name for chart in curves), *(figure.name for figure in found.figures)])
+    curves, found, compared = charts(groups), measures.find(groups), ways(runs)
+    first, *names = _file_names(["ways", *(chart.name for chart in curves), *(each.name for each in found.figures)])
     drawn = dict(zip(names, curves, strict=False))
     measured = dict(zip(names[len(curves) :], found.figures, strict=True))
     addresses = {figure.name: f"{folder.name}/{name}" for name, figure in measured.items()}
-    page = render(groups, {f"{folder.name}/{name}": chart for name, chart in drawn.items()}, found, addresses)
+    shown = {f"{folder.name}/{name}": chart for name, chart in drawn.items()}
+    page = render(groups, shown, found, addresses, ways_section(compared, f"{folder.name}/{first}"))
     texts = {name: csv_text(chart) for name, chart in drawn.items()}
     texts |= {name: figure.csv_text() for name, figure in measured.items()}
+    texts |= {first: ways_csv(compared)} if compared else {}
     data = {name: text.encode() for name, text in texts.items()}
     data |= {measures.gif_name(name): each.gif() for name, each in measured.items() if isinstance(each, FilmFigure)}
     try:

@@ -10,8 +10,8 @@ network (32 layers of the given width, tanh, ten classes) on the same batch with
 | `synthetic` | the second half of the layers, at once: a linear synthesiser conditioned on labels, delay 1 |
 | `stale` | the same with true gradients of the batch before, on which the first half runs again |
 | `locked` | the second half of the layers, when the first has done its own: no overlap |
-| `GPipe`, `1F1B` | the same in microbatches, of which several are under way: `synaptome.learning.pipeline` |
-| `DDP` | half of each batch, which the first process sends it: `synaptome.learning.data_parallel` |
+| `GPipe`, `1F1B` | the same in microbatches, of which several are under way: `synaptome.learning.parallel.pipeline` |
+| `DDP` | half of each batch, which the first process sends it: `synaptome.learning.parallel.data_parallel` |
 
 The first process measures; a call is some steps. `predicted` in the note is what the cost model says of `synthetic`
 (`synaptome.learning.block_costs`).
@@ -35,13 +35,13 @@ from torch import distributed, multiprocessing, optim
 from synaptome.data.dataset import Batch
 from synaptome.learning.backprop import Backprop
 from synaptome.learning.block_costs import measured_costs, predicted_speedup
-from synaptome.learning.block_processes import BlockProcesses, serve
-from synaptome.learning.data_parallel import DataParallel, Replica
 from synaptome.learning.decoupling import Decoupling
-from synaptome.learning.orders import Worker
-from synaptome.learning.orders import serve as serve_orders
-from synaptome.learning.pipeline import Pipeline
-from synaptome.learning.pipeline_block import Microbatches, Order, PipelineBlock
+from synaptome.learning.parallel.blocks import BlockProcesses, serve
+from synaptome.learning.parallel.data_parallel import DataParallel, Replica
+from synaptome.learning.parallel.orders import Worker
+from synaptome.learning.parallel.orders import serve as serve_orders
+from synaptome.learning.parallel.pipeline import Pipeline
+from synaptome.learning.parallel.pipeline_block import Microbatches, Order, PipelineBlock
 from synaptome.learning.synthetic import SyntheticGradients
 from synaptome.networks.feedforward import FeedForward
 from synaptome.networks.partition import border_shapes, even, split

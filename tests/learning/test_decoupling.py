@@ -6,14 +6,14 @@ import time
 
 import pytest
 import torch
-from tests.learning.processes import SECONDS, free_port, joined
+from tests.learning.parallel.processes import SECONDS, free_port, joined
 from torch import distributed, multiprocessing
 
 from synaptome.data.dataset import Batch
 from synaptome.errors import ConfigurationError
-from synaptome.learning.block_messages import GRADIENT
-from synaptome.learning.block_processes import BlockProcesses, serve
 from synaptome.learning.decoupling import Decoupling
+from synaptome.learning.parallel.blocks import BlockProcesses, serve
+from synaptome.learning.parallel.messages import GRADIENT
 from synaptome.learning.synthetic import SyntheticGradients
 from synaptome.networks.feedforward import FeedForward
 from synaptome.networks.partition import split

@@ -22,7 +22,7 @@ from synaptome.learning.guesses import REMEMBERED, Synthesis, SyntheticInputs
 from synaptome.learning.in_flight import InFlight, Kept
 from synaptome.learning.loss import Loss
 from synaptome.learning.optimization import load_schedule, schedule_state
-from synaptome.learning.replicas import ALONE, Replicas
+from synaptome.learning.parallel.replicas import ALONE, Replicas
 
 __all__ = ["Begun", "BlockLearner", "Decoupling"]
 

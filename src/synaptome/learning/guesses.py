@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn, optim
 
 from synaptome.learning.in_flight import InFlight, Kept
-from synaptome.learning.replicas import ALONE, Replicas
+from synaptome.learning.parallel.replicas import ALONE, Replicas
 
 REMEMBERED = 100  # fits of a synthesiser over which its cosine is averaged, exponentially
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from synaptome.learning.replicas import ALONE, Replicas
+from synaptome.learning.parallel.replicas import ALONE, Replicas
 
 
 class Kept(NamedTuple):

@@ -1,7 +1,7 @@
 """Synthetic gradients: blocks of a network that update at once, by guesses of the gradients that come later.
 
 In one process, one block after the other: what the blocks do, and in which order each of them does it, is what they do
-in processes of their own (`synaptome.learning.block_processes`), to the bit.
+in processes of their own (`synaptome.learning.parallel.blocks`), to the bit.
 
 With synthetic inputs a block does not wait for the block before either (full unlock). It learns on a guess of its
 input, and the gradient by that guess is what goes back: the target of the synthesiser of the block before. Its activity

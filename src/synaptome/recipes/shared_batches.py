@@ -10,11 +10,11 @@ from torch import distributed, nn
 
 from synaptome.errors import ConfigurationError
 from synaptome.learning.backprop import Backprop
-from synaptome.learning.data_parallel import DataParallel, Replica
 from synaptome.learning.optimization import MakeOptimizer, MakeScheduler
-from synaptome.learning.orders import serve
-from synaptome.learning.pipeline import Pipeline
-from synaptome.learning.pipeline_block import Microbatches, Order, PipelineBlock
+from synaptome.learning.parallel.data_parallel import DataParallel, Replica
+from synaptome.learning.parallel.orders import serve
+from synaptome.learning.parallel.pipeline import Pipeline
+from synaptome.learning.parallel.pipeline_block import Microbatches, Order, PipelineBlock
 from synaptome.learning.rule import LearningRule
 from synaptome.recipes.process_group import joined, processes
 

@@ -4,15 +4,24 @@ import copy
 
 import pytest
 import torch
-from tests.learning.processes import LOSSES, SECONDS, bereaved, joined, ran, same_form, struck, survivors_end_in_time
+from tests.learning.parallel.processes import (
+    LOSSES,
+    SECONDS,
+    bereaved,
+    joined,
+    ran,
+    same_form,
+    struck,
+    survivors_end_in_time,
+)
 from torch import distributed, nn
 from torch.optim.lr_scheduler import ExponentialLR
 
 from synaptome.data.dataset import Batch
 from synaptome.errors import ConfigurationError, NumericError
 from synaptome.learning.backprop import Backprop
-from synaptome.learning.data_parallel import DataParallel, Replica, counted, rows_of
-from synaptome.learning.orders import serve
+from synaptome.learning.parallel.data_parallel import DataParallel, Replica, counted, rows_of
+from synaptome.learning.parallel.orders import serve
 
 WIDTH, CLASSES, SIZE = 6, 3, 8
 SIZES = (8, 8, 5, 7, 2, 1)  # the last one is smaller than there are processes

@@ -4,17 +4,26 @@ import copy
 
 import pytest
 import torch
-from tests.learning.processes import LOSSES, SECONDS, bereaved, joined, ran, same_form, struck, survivors_end_in_time
+from tests.learning.parallel.processes import (
+    LOSSES,
+    SECONDS,
+    bereaved,
+    joined,
+    ran,
+    same_form,
+    struck,
+    survivors_end_in_time,
+)
 from torch import distributed, nn
 from torch.optim.lr_scheduler import ExponentialLR
 
 from synaptome.data.dataset import Batch
 from synaptome.errors import ConfigurationError, NumericError
 from synaptome.learning.backprop import Backprop
-from synaptome.learning.orders import serve
-from synaptome.learning.pipeline import Pipeline, parted
-from synaptome.learning.pipeline import joined as joined_optimizers
-from synaptome.learning.pipeline_block import Microbatches, PipelineBlock, trained
+from synaptome.learning.parallel.orders import serve
+from synaptome.learning.parallel.pipeline import Pipeline, parted
+from synaptome.learning.parallel.pipeline import joined as joined_optimizers
+from synaptome.learning.parallel.pipeline_block import Microbatches, PipelineBlock, trained
 from synaptome.networks.partition import border_shapes, split
 from synaptome.networks.stable import StableNetwork
 

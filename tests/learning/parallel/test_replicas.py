@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 import torch
-from tests.learning.processes import (
+from tests.learning.parallel.processes import (
     SECONDS,
     bereaved,
     free_port,
@@ -20,8 +20,8 @@ from torch import distributed
 
 from synaptome.data.dataset import Batch
 from synaptome.errors import ConfigurationError, NumericError
-from synaptome.learning.block_processes import BlockProcesses, serve
 from synaptome.learning.decoupling import Decoupling
+from synaptome.learning.parallel.blocks import BlockProcesses, serve
 from synaptome.learning.synthetic import SyntheticGradients
 from synaptome.networks.partition import border_shapes, split
 from synaptome.networks.stable import StableNetwork

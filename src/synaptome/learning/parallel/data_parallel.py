@@ -17,8 +17,8 @@ from torch import Tensor, distributed, nn
 from synaptome.data.dataset import Batch
 from synaptome.errors import NumericError
 from synaptome.learning.backprop import Backprop
-from synaptome.learning.lines import Line
-from synaptome.learning.orders import INPUTS, STEP, Orders, listening, own_group
+from synaptome.learning.parallel.lines import Line
+from synaptome.learning.parallel.orders import INPUTS, STEP, Orders, listening, own_group
 
 
 class Replica(Backprop):
@@ -91,7 +91,7 @@ class Replica(Backprop):
 
 
 class DataParallel:
-    """The rule of process 0; the others `synaptome.learning.orders.serve` their replicas.
+    """The rule of process 0; the others `synaptome.learning.parallel.orders.serve` their replicas.
 
     Its state is that of `Backprop`, with which one process goes on from it.
 

@@ -5,7 +5,7 @@ import torch
 from torch import distributed
 
 from synaptome.errors import ConfigurationError, WorkerLostError
-from synaptome.learning.orders import Orders, listening, own_group
+from synaptome.learning.parallel.orders import Orders, listening, own_group
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.distributed_c10d import _set_pg_timeout
 
 from synaptome.learning.loss import batch_means
-from synaptome.learning.orders import listening
+from synaptome.learning.parallel.orders import listening
 
 
 class Replicas:

@@ -20,13 +20,13 @@ from torch import nn
 
 from synaptome.data.dataset import Batch
 from synaptome.learning.loss import batch_means
-from synaptome.learning.orders import STEP, Orders
-from synaptome.learning.pipeline_block import PipelineBlock, trained
+from synaptome.learning.parallel.orders import STEP, Orders
+from synaptome.learning.parallel.pipeline_block import PipelineBlock, trained
 from synaptome.synapses.predict import predict
 
 
 class Pipeline:
-    """The rule of process 0; the others `synaptome.learning.orders.serve` their blocks.
+    """The rule of process 0; the others `synaptome.learning.parallel.orders.serve` their blocks.
 
     Its state is that of `Backprop` of all blocks as one `torch.nn.Sequential`, with which one process goes on from it.
 

@@ -1,4 +1,4 @@
-"""One block of a pipeline of microbatches, in a process of its own; see `synaptome.learning.pipeline`."""
+"""One block of a pipeline of microbatches, in a process of its own; see `synaptome.learning.parallel.pipeline`."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from torch import Tensor, distributed, nn, optim
 from torch.nn import functional as F
 
 from synaptome.errors import ConfigurationError, NumericError, unknown
-from synaptome.learning.block_messages import check_processes
-from synaptome.learning.lines import Line
 from synaptome.learning.loss import Loss, loss_named
 from synaptome.learning.optimization import MakeOptimizer, MakeScheduler, load_schedule, schedule_state
-from synaptome.learning.orders import listening, own_group
+from synaptome.learning.parallel.lines import Line
+from synaptome.learning.parallel.messages import check_processes
+from synaptome.learning.parallel.orders import listening, own_group
 
 Order = Literal["gpipe", "1f1b"]
 NOTHING = -1  # the label of a copy that does not count
@@ -64,7 +64,7 @@ class Microbatches:
 
 
 class PipelineBlock:
-    """The block of this process in a pipeline; see `synaptome.learning.orders.Worker`.
+    """The block of this process in a pipeline; see `synaptome.learning.parallel.orders.Worker`.
 
     Every process makes one at the same time, of the same blocks.
 

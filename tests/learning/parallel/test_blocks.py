@@ -14,8 +14,8 @@ from torch import distributed, multiprocessing
 
 from synaptome.data.dataset import Batch
 from synaptome.errors import ConfigurationError, NumericError, WorkerLostError
-from synaptome.learning.block_processes import BlockProcesses, serve
 from synaptome.learning.decoupling import Decoupling
+from synaptome.learning.parallel.blocks import BlockProcesses, serve
 from synaptome.learning.synthetic import SyntheticGradients
 from synaptome.networks.partition import border_shapes, split
 from synaptome.networks.stable import StableNetwork

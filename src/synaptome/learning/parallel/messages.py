@@ -5,18 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, distributed
+from torch import distributed
 
 from synaptome.errors import ConfigurationError
 from synaptome.learning.block_learner import BlockLearner
 from synaptome.learning.decoupling import Decoupling
 from synaptome.learning.in_flight import whole
-from synaptome.learning.lines import AHEAD, Line
-from synaptome.learning.replicas import ALONE, ReplicaProcesses, Replicas
+from synaptome.learning.parallel.lines import AHEAD, Line
+from synaptome.learning.parallel.replicas import ALONE, ReplicaProcesses, Replicas
 
-ORDER, INPUT, ACTIVITY, GRADIENT, MEANS, STATE = range(6)  # tags
-STEP, SEND_PARAMETERS, SEND_STATE, TAKE_STATE, REFINE, END = range(6)  # orders
-HEAD = 3  # numbers of an order before the labels: which one, how many labels, and examples of the whole batch
+ACTIVITY, GRADIENT, MEANS = range(3, 6)  # tags, beside those of orders
 
 
 class Places:
@@ -71,23 +69,6 @@ def check_processes(blocks: int, replicas: int = 1) -> int:
             f"blocks"
         )
     return distributed.get_rank()
-
-
-def ordered(order: int, batch: int, labels: Tensor | None = None, examples: int = 0) -> Tensor:
-    """An order; that of a step has the labels of a share of a batch, and how many examples the whole batch has.
-
-    Args:
-        order: which one.
-        batch: examples of a step, at most.
-        labels: int64, at most so many.
-        examples: of the whole batch.
-    """
-    told = torch.zeros(HEAD + batch, dtype=torch.int64)
-    told[0], told[2] = order, examples
-    if labels is not None:
-        told[1] = len(labels)
-        told[HEAD : HEAD + len(labels)] = labels
-    return told
 
 
 def take_what_is_here(learner: BlockLearner, before: Line | None, after: Line | None) -> None:

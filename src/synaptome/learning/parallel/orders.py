@@ -16,13 +16,13 @@ import torch
 from torch import Tensor, distributed, nn
 
 from synaptome.errors import ConfigurationError, WorkerLostError
-from synaptome.learning.lines import Line
+from synaptome.learning.parallel.lines import Line
 
 ORDER, STATE, INPUTS = range(3)  # tags
-STEP, SEND_MODEL, SEND_STATE, TAKE_STATE, END = range(5)  # orders
+STEP, SEND_MODEL, SEND_STATE, TAKE_STATE, REFINE, END = range(6)  # orders
 # What tells errors of gloo, which has no class for them: its files, and the one message that does not name its place.
 OF_GLOO = ("/gloo/", "Application timeout caused pair closure")
-HEAD = 2  # numbers of an order before the labels: which one, and how many labels
+HEAD = 3  # numbers of an order before the labels: which one, how many labels, and examples of the whole batch
 
 
 class Worker(Protocol):
@@ -71,16 +71,8 @@ class Orders:
         Raises:
             ConfigurationError: labels are not classes, or are more than was said.
         """
-        told = torch.zeros(HEAD + self._batch, dtype=torch.int64)
-        told[0] = order
-        if labels is not None:
-            if labels.dtype != torch.int64 or labels.dim() != 1 or not 1 <= len(labels) <= self._batch:
-                raise ConfigurationError(
-                    f"processes that share a batch learn classes, int64, from 1 to {self._batch} a step; given "
-                    f"{labels.dtype} {list(labels.shape)}"
-                )
-            told[1] = len(labels)
-            told[HEAD : HEAD + len(labels)] = labels
+        check_labels(labels, self._batch)
+        told = ordered(order, self._batch, labels)
         for line in self.lines:
             line.send(told, ORDER)
 
@@ -108,6 +100,39 @@ class Orders:
                 line.flush()
 
 
+def ordered(order: int, batch: int, labels: Tensor | None = None, examples: int | None = None) -> Tensor:
+    """An order as it is sent; that of a step has labels, int64.
+
+    Args:
+        order: which one.
+        batch: examples of a step, at most.
+        labels: of a batch, or of a share of it.
+        examples: of the whole batch; as many as there are labels if None.
+    """
+    told = torch.zeros(HEAD + batch, dtype=torch.int64)
+    told[0] = order
+    if labels is not None:
+        told[1], told[2] = len(labels), len(labels) if examples is None else examples
+        told[HEAD : HEAD + len(labels)] = labels
+    return told
+
+
+def check_labels(labels: Tensor | None, batch: int) -> None:
+    """Refuse labels that are not classes, or more than `batch` of them: a ConfigurationError."""
+    if labels is None or (labels.dtype == torch.int64 and labels.dim() == 1 and 1 <= len(labels) <= batch):
+        return
+    raise ConfigurationError(
+        f"processes that share a batch learn classes, int64, from 1 to {batch} a step; given {labels.dtype} "
+        f"{list(labels.shape)}"
+    )
+
+
+def leave_signals() -> None:
+    """Signals to stop are for process 0, which says so when everything is saved."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def serve(worker: Worker, batch: int, timeout: float) -> None:
     """Do what process 0 asks, until it says that it is over.
 
@@ -120,8 +145,7 @@ def serve(worker: Worker, batch: int, timeout: float) -> None:
     Raises:
         WorkerLostError: another process ended, or did not answer in time.
     """
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    leave_signals()
     line = Line(0, timeout)
     line.expect((HEAD + batch,), ORDER, torch.int64)
     while True:

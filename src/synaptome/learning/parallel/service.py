@@ -3,34 +3,36 @@
 from __future__ import annotations
 
 import math
-import signal
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from synaptome.errors import NumericError
-from synaptome.learning.block_messages import (
+from synaptome.learning.guesses import SyntheticInputs
+from synaptome.learning.parallel.lines import Line
+from synaptome.learning.parallel.messages import (
     ACTIVITY,
-    END,
     GRADIENT,
-    HEAD,
-    INPUT,
     MEANS,
-    ORDER,
-    REFINE,
-    SEND_PARAMETERS,
-    SEND_STATE,
-    STATE,
-    STEP,
     Places,
     expect_again,
     share_of,
     take_in,
     take_what_is_here,
 )
-from synaptome.learning.guesses import SyntheticInputs
-from synaptome.learning.lines import Line
+from synaptome.learning.parallel.orders import (
+    END,
+    HEAD,
+    INPUTS,
+    ORDER,
+    REFINE,
+    SEND_MODEL,
+    SEND_STATE,
+    STATE,
+    STEP,
+    leave_signals,
+)
 from synaptome.learning.synthetic import SyntheticGradients, refine
 
 
@@ -56,8 +58,7 @@ def serve(
         ConfigurationError: there are not as many processes as blocks and replicas take.
         WorkerLostError: another process ended, or did not answer in time.
     """
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    leave_signals()
     _Service(rule, [inputs, *shapes], batch, timeout, replicas).run()
 
 
@@ -95,7 +96,7 @@ class _Service:
             self._expect_order()
             if order == STEP:
                 self._step(labels.to(self.like.device), examples)
-            elif order == SEND_PARAMETERS:
+            elif order == SEND_MODEL:
                 self._send_parameters()
             elif order == SEND_STATE:
                 take_in(self.learner, self.before, self.after)
@@ -115,14 +116,14 @@ class _Service:
     def _step(self, labels: Tensor, examples: int) -> None:
         take_what_is_here(self.learner, self.before, self.after)
         if self.before is None:
-            self._learn(self._received(self.root, self.inputs, INPUT, len(labels)), labels, examples)
+            self._learn(self._received(self.root, self.inputs, INPUTS, len(labels)), labels, examples)
         elif self.learner.inputs is None:
             self._learn(self._received(self.before, self.shape, ACTIVITY, len(labels)), labels, examples)
         else:
             self._step_on_guess(self.learner.inputs, self.before, labels, examples)
 
     def _step_on_guess(self, inputs: SyntheticInputs, before: Line, labels: Tensor, examples: int) -> None:
-        given = self._received(self.root, self.inputs, INPUT, len(labels))
+        given = self._received(self.root, self.inputs, INPUTS, len(labels))
         before.expect((len(labels), *self.shape), ACTIVITY, self.like.dtype)
         warm = self.learner.warm
         if warm:

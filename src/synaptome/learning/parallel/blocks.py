@@ -23,29 +23,32 @@ import torch
 from torch import Tensor, nn
 
 from synaptome.data.dataset import Batch
-from synaptome.errors import ConfigurationError, NumericError, WorkerLostError
-from synaptome.learning.block_messages import (
+from synaptome.errors import NumericError, WorkerLostError
+from synaptome.learning.parallel.messages import (
     ACTIVITY,
-    END,
     GRADIENT,
-    INPUT,
     MEANS,
-    ORDER,
-    REFINE,
-    SEND_PARAMETERS,
-    SEND_STATE,
-    STATE,
-    STEP,
-    TAKE_STATE,
     Places,
     check_processes,
     expect_again,
     of_all,
-    ordered,
     take_in,
     take_what_is_here,
 )
-from synaptome.learning.block_service import serve
+from synaptome.learning.parallel.orders import (
+    END,
+    INPUTS,
+    ORDER,
+    REFINE,
+    SEND_MODEL,
+    SEND_STATE,
+    STATE,
+    STEP,
+    TAKE_STATE,
+    check_labels,
+    ordered,
+)
+from synaptome.learning.parallel.service import serve
 from synaptome.learning.synthetic import SyntheticGradients, cosines
 
 __all__ = ["BlockProcesses", "check_processes", "serve"]
@@ -96,11 +99,7 @@ class BlockProcesses:
             WorkerLostError: another process ended, or did not answer in time.
             ConfigurationError: targets are not classes, or are more than was said.
         """
-        if batch.targets.dtype != torch.int64 or len(batch.targets) > self._batch:
-            raise ConfigurationError(
-                f"blocks in processes of their own learn classes, int64, at most {self._batch} a step; given "
-                f"{batch.targets.dtype} {list(batch.targets.shape)}"
-            )
+        check_labels(batch.targets, self._batch)
         self._stale = True
         examples = len(batch.targets)
         inputs, targets = self._share_out(batch)
@@ -177,7 +176,7 @@ class BlockProcesses:
             block, replica = divmod(rank, self._replicas)
             line.send(ordered(STEP, self._batch, targets[replica], len(batch.targets)), ORDER)
             if block == 0 or self.rule.learners[block].inputs is not None:
-                line.send(inputs[replica], INPUT)
+                line.send(inputs[replica], INPUTS)
         return Batch(inputs[0], targets[0])
 
     def _take_in(self) -> None:
@@ -188,7 +187,7 @@ class BlockProcesses:
 
     def _renew(self) -> None:
         if self._stale:
-            self._order(SEND_PARAMETERS)
+            self._order(SEND_MODEL)
             for block, learner in enumerate(self.rule.learners[1:], 1):
                 told = self._lines[self._places.rank(block, 0)].receive_state(STATE)
                 learner.block.load_state_dict(told["block"])

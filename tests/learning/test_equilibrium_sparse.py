@@ -175,7 +175,7 @@ def kept_batch(index):
         ({"nudging": "centered", "corrected": True}, batch_of),
         ({"nudging": "centered", "examples": 30}, kept_batch),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", str(value)),
 )
 @pytest.mark.parametrize("state", STATES)
 def test_conformance(options, batches, state):

@@ -187,6 +187,8 @@ NAMES = [
         (["--method", "ddp"], "compare-parallel runs every method; leave --method out"),
         (["--data", "digits", "--delay", "0"], "true gradients without delay are not stale"),
         (["--data", "digits", "--blocks", "5"], "1f1b takes at least as many microbatches as there are blocks"),
+        (["--levels", "2"], "ways to learn one network are compared.*given 2 levels and 1 replicas"),
+        (["--replicas", "2"], "given 1 levels and 2 replicas: leave"),
         (["--width", "x"], "--width takes a whole number"),
         (["--threads", "2"], "unknown option '--threads'"),
     ],

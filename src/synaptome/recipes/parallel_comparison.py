@@ -109,6 +109,11 @@ def run_ways(recipe: Decoupled, how: Comparison, ways: Sequence[Way] = WAYS) -> 
         RunError: a folder holds another run, or cannot be written.
         Interrupted: this process was asked to stop; the processes that it had started are ended.
     """
+    if recipe.levels > 1 or recipe.replicas > 1:
+        raise ConfigurationError(
+            f"ways to learn one network are compared, in a process for each block; given {recipe.levels} levels and "
+            f"{recipe.replicas} replicas: leave levels and replicas out"
+        )
     seeds = range(how.seed, how.seed + how.seeds)
     for way in ways:  # what is wrong with one is told before any is started
         running.build(_cell(recipe, way, how, how.seed).settings)

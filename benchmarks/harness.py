@@ -9,8 +9,6 @@ import os
 import pickle
 import platform
 import re
-import resource
-import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -26,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from synaptome.errors import ConfigurationError, unknown
-from synaptome.training.environment import describe_environment
+from synaptome.training.environment import describe_environment, peak_megabytes
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -254,7 +252,7 @@ def _alone(contestant: Contestant, warmup: int, threads: int) -> tuple[float, fl
     work = contestant.setup()
     base = _new_peak()
     seconds = _timed(_warm(work, warmup), time.perf_counter)
-    return seconds, max(base - start, 0.0), _peak() - base
+    return seconds, max(base - start, 0.0), peak_megabytes() - base
 
 
 def _new_peak() -> float:
@@ -262,17 +260,4 @@ def _new_peak() -> float:
     gc.collect()
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
-    return _peak()
-
-
-def _peak() -> float:
-    """Peak resident memory of this process in MB.
-
-    On Linux from VmHWM: `ru_maxrss` there also counts the parent before the exec, and so hides a child smaller than it.
-    """
-    with suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024 / 1e6
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak * (1 if sys.platform == "darwin" else 1024) / 1e6
+    return peak_megabytes()

@@ -13,7 +13,8 @@ from synaptome import cli
 from synaptome.errors import ConfigurationError
 from synaptome.learning.decoupling import Decoupling
 from synaptome.recipes import running
-from synaptome.recipes.decoupled import METHODS, Decoupled
+from synaptome.recipes.decoupled import Decoupled
+from synaptome.recipes.decoupled_methods import METHODS
 from synaptome.training.run import read_run
 
 DIGITS = ["--data", "digits", "--width", "16", "--depth", "4", "--epochs", "2", "--threads", "1", "--quiet"]

@@ -56,7 +56,9 @@ def measured_costs(rule: SyntheticGradients, batch: Batch) -> list[BlockCost]:
     costs = []
     x = batch.inputs
     for number, learner in enumerate(rule.learners, 1):
-        step = partial(_step, copy.deepcopy(learner), x, batch.targets, number == len(rule.learners))
+        copied = copy.deepcopy(learner)
+        copied.scheduler = None  # which costs next to nothing, and warns of steps that are not those of a training
+        step = partial(_step, copied, x, batch.targets, number == len(rule.learners))
         learning = _fastest(partial(step, Decoupling(delay=0, true_share=1.0)))
         synthesis = 0.0
         if learner.synthesis is not None:

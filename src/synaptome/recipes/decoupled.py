@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,6 @@ from synaptome.errors import ConfigurationError
 from synaptome.learning.backprop import Backprop
 from synaptome.learning.decoupling import Decoupling
 from synaptome.learning.multilevel import Multilevel, Refinable
-from synaptome.learning.rule import LearningRule
 from synaptome.learning.synthetic import SyntheticGradients
 from synaptome.networks.blocks import StableBlock
 from synaptome.networks.feedforward import FeedForward
@@ -27,42 +26,17 @@ from synaptome.networks.partition import border_shapes, check_balance, even, spl
 from synaptome.networks.stable import StableNetwork
 from synaptome.networks.synthesisers import InputSynthesiser, Synthesiser
 from synaptome.recipes.block_parts import APART, apart, check_replicas, check_replicas_start
+from synaptome.recipes.decoupled_methods import CITATIONS, METHODS, ONLY_OF, Method, check_fields
 from synaptome.recipes.failing import check_sizes
 from synaptome.recipes.process_group import own_device, processes
 from synaptome.recipes.recipe import Experiment, Recipe
-from synaptome.recipes.shared_batches import MICROBATCHES, PIPELINES, SHARED, check_start, microbatches_of, shared
+from synaptome.recipes.shared_batches import MICROBATCHES, SHARED, Part, check_start, microbatches_of, shared
 from synaptome.recipes.stable_presets import OptimizationChoice, StableChoice, choice
 from synaptome.training.callbacks import each_epoch
 
 ROWS = 100  # of metrics, beside that of the start
 LEFT_OPEN = ("width", "depth", "time", "batch", "epochs")  # fields that the data set decides if they are not given
 IMAGES = ("digits", "mnist", "fashion")
-METHODS = {
-    "synthetic": "synthetic gradients",
-    "stale": "stale true gradients",
-    "locked": "backprop, block by block",
-    "frozen": "backprop, first blocks frozen",
-    "backprop": "backprop",
-}
-Method = Literal["synthetic", "stale", "locked", "frozen", "backprop", "ddp", "gpipe", "1f1b"]
-LEVELLED = ("synthetic", "locked")
-ONLY_OF: dict[str, tuple[str, ...]] = {  # fields that other methods refuse
-    "true_share": ("synthetic",),
-    "warmup": ("synthetic",),
-    "least_cosine": ("synthetic",),
-    "free": ("synthetic",),
-    "synthetic_inputs": ("synthetic",),
-    "levels": LEVELLED,
-    "replicas": APART,
-    "microbatches": PIPELINES,
-}
-CITATIONS = {
-    "synthetic": ("jaderberg2017",),
-    "stale": ("huo2018",),
-    "ddp": ("li2020",),
-    "gpipe": ("huang2019",),
-    "1f1b": ("narayanan2021",),
-}
 
 
 def usual_for(name: str) -> StableChoice:
@@ -157,33 +131,7 @@ class Decoupled(Recipe):
         made = self._choice()
         check_sizes(width=made.width, depth=made.depth, blocks=self.blocks, batch=made.batch, epochs=made.epochs)
         check_sizes(levels=self.levels, replicas=self.replicas)
-        if self.balance and self.blocks not in (2, len(self.balance)):
-            raise ConfigurationError(
-                f"balance names {len(self.balance)} blocks and blocks is {self.blocks}; leave blocks out"
-            )
-        if not (self.synthesis_rate > 0 and math.isfinite(self.synthesis_rate)):
-            raise ConfigurationError(f"synthesis_rate is a positive number; given {self.synthesis_rate}")
-        if self.method != "synthetic" and (self.true_share or self.warmup or self.least_cosine is not None):
-            raise ConfigurationError(
-                f"true_share, warmup and least_cosine belong to the method synthetic; given with {self.method}"
-            )
-        if self.method != "synthetic" and (self.free or self.synthetic_inputs):
-            raise ConfigurationError(
-                f"free and synthetic_inputs belong to the method synthetic; given with {self.method}"
-            )
-        if self.true_share == 1:
-            raise ConfigurationError("with true_share 1 there are no guesses: choose the method stale, or locked")
-        if self.method == "stale" and self.delay < 1:
-            raise ConfigurationError("true gradients without delay are not stale: choose the method locked")
-        if self.network == "feed-forward" and self.time is not None:
-            raise ConfigurationError("a feed-forward network has no time; leave it out, or choose network stable")
-        if self.levels > 1 and (self.network != "stable" or self.method not in LEVELLED):
-            raise ConfigurationError(
-                f"levels belong to stable networks and the methods {' and '.join(LEVELLED)}; given {self.levels} "
-                f"levels with network {self.network} and method {self.method}"
-            )
-        if not (self.timeout > 0 and math.isfinite(self.timeout)):
-            raise ConfigurationError(f"timeout is a number of seconds above 0; given {self.timeout}")
+        check_fields(self)
         self._how(1)
         check_balance(self._balance(made), made.depth, least=int(self.network != "stable"))
         microbatches_of(self.method, self.microbatches, made.batch, len(self._balance(made)))
@@ -217,52 +165,13 @@ class Decoupled(Recipe):
         made = self._choice()
         device = own_device(device)
         examples = data.load(self.data, data_dir=data_dir, validation=self.validation, seed=seed)
-        network = self._network(made, examples).to(device)
         balance = self._balance(made)
-        parts = split(network, balance).to(device)
-        shapes = border_shapes(parts, examples.input_shape, device)
+        parts = split(self._network(made, examples).to(device), balance).to(device)
         examples = examples.to(device)
-        epoch_steps = math.ceil(len(examples.train) / made.batch)
-        optimization = self.optimization.made(made.rate)
-
-        def schedule(optimizer: optim.Optimizer) -> LRScheduler | None:
-            return optimization.scheduler(optimizer, made.epochs * epoch_steps)
-
-        rule: LearningRule
-        work: Callable[[], None] | None
-        close: Callable[[], None] | None
-        if self.method in ("frozen", "backprop", *SHARED):
-            if processes() > 1 and self.method not in SHARED:
-                raise ConfigurationError(
-                    f"the method {self.method} learns in one process; given {processes()}: start it without torchrun"
-                )
-            model = nn.Sequential(*parts)
-            if self.method == "frozen":
-                for part in parts[:-1]:
-                    part.requires_grad_(False)
-            optimizer = optimization.optimizer([p for p in model.parameters() if p.requires_grad])
-            rule = Backprop(model, optimizer, scheduler=schedule(optimizer))
-        else:
-            guessers = [self._synthesiser(shape, examples).to(device) for shape in shapes]
-            rule = SyntheticGradients(
-                parts,
-                optimization.optimizer,
-                guessers if self.method == "synthetic" else None,
-                inputs=self._input_synthesisers(shapes, examples, device),
-                synthesis=partial(optim.Adam, lr=self.synthesis_rate),
-                how=self._how(epoch_steps),
-                scheduler=schedule,
-            )
-        work, close = None, None
-        if isinstance(rule, SyntheticGradients):
-            ends = [examples.input_shape, *shapes]
-            rule, work, close = apart(rule, ends, made.batch, self.replicas, self.timeout)
-        elif self.method in SHARED and isinstance(rule, Backprop):
-            how = microbatches_of(self.method, self.microbatches, made.batch, len(parts))
-            ends = [examples.input_shape, *shapes, (examples.outputs,)]
-            rule, work, close = shared(self.method, rule, optimization.optimizer, schedule, ends, how, self.timeout)
-        if self.levels > 1 and work is None:
-            rule = Multilevel(cast(Refinable, rule), self.levels, made.epochs * epoch_steps)
+        part = self._part(made, examples, parts, device)
+        rule, steps = part.rule, made.epochs * math.ceil(len(examples.train) / made.batch)
+        if self.levels > 1 and part.work is None:
+            rule = Multilevel(cast(Refinable, rule), self.levels, steps)
         weights = sum(part.weight.nbytes + part.bias.nbytes for part in parts if isinstance(part, StableBlock))
         return Experiment(
             data=examples,
@@ -274,9 +183,45 @@ class Decoupled(Recipe):
             citations=CITATIONS.get(self.method, ()) + (("haber2018",) if self.levels > 1 else ()),
             evaluate=each_epoch(math.ceil(self.levels * made.epochs / ROWS)),
             growth=3 * (2 ** (self.levels - 1) - 1) * weights,  # with two moments of an optimizer
-            work=work,
-            close=close,
+            work=part.work,
+            close=part.close,
         )
+
+    def _part(self, made: StableChoice, examples: Dataset, parts: nn.ModuleList, device: torch.device) -> Part:
+        """What learns in this process."""
+        epoch_steps = math.ceil(len(examples.train) / made.batch)
+        optimization = self.optimization.made(made.rate)
+        between = border_shapes(parts, examples.input_shape, device)
+        shapes = [examples.input_shape, *between, (examples.outputs,)]
+
+        def schedule(optimizer: optim.Optimizer) -> LRScheduler | None:
+            return optimization.scheduler(optimizer, made.epochs * epoch_steps)
+
+        if self.method in APART:
+            guessers = [self._synthesiser(shape, examples).to(device) for shape in between]
+            rule = SyntheticGradients(
+                parts,
+                optimization.optimizer,
+                guessers if self.method == "synthetic" else None,
+                inputs=self._input_synthesisers(between, examples, device),
+                synthesis=partial(optim.Adam, lr=self.synthesis_rate),
+                how=self._how(epoch_steps),
+                scheduler=schedule,
+            )
+            return apart(rule, shapes[:-1], made.batch, self.replicas, self.timeout)
+        if processes() > 1 and self.method not in SHARED:
+            raise ConfigurationError(
+                f"the method {self.method} learns in one process; given {processes()}: start it without torchrun"
+            )
+        model = nn.Sequential(*parts)
+        if self.method == "frozen":
+            model[:-1].requires_grad_(False)
+        optimizer = optimization.optimizer([p for p in model.parameters() if p.requires_grad])
+        whole = Backprop(model, optimizer, scheduler=schedule(optimizer))
+        if self.method not in SHARED:
+            return Part(whole)
+        how = microbatches_of(self.method, self.microbatches, made.batch, len(parts))
+        return shared(self.method, whole, optimization.optimizer, schedule, shapes, how, self.timeout)
 
     def _choice(self) -> StableChoice:
         """What serves the data set, with what is given in place of its own."""

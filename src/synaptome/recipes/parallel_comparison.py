@@ -18,7 +18,8 @@ from synaptome.errors import (
     WorkerLostError,
 )
 from synaptome.recipes import running
-from synaptome.recipes.decoupled import Decoupled, Method
+from synaptome.recipes.decoupled import Decoupled
+from synaptome.recipes.decoupled_methods import Method
 from synaptome.recipes.recipe import RunSettings
 from synaptome.recipes.sweep import Cell, prepare_cells
 from synaptome.recipes.timed_processes import together

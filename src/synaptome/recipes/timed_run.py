@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import json
 import math
-import resource
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +24,7 @@ from synaptome.recipes import running
 from synaptome.recipes.decoupled import Decoupled
 from synaptome.recipes.recipe import Experiment, RunSettings
 from synaptome.training.callbacks import Callback, each_epoch
+from synaptome.training.environment import peak_megabytes
 from synaptome.training.progress import view
 from synaptome.training.stopwatch import SECONDS, STEP_MS, Stopwatch
 
@@ -75,22 +74,7 @@ def predicted(settings: RunSettings) -> float | None:
     experiment = running.build(settings)
     if not isinstance(experiment.rule, SyntheticGradients):
         return None
-    for learner in experiment.rule.learners:
-        learner.scheduler = None  # it costs next to nothing, and knows nothing of the copies that are measured
     return predicted_speedup(measured_costs(experiment.rule, experiment.data.train[slice(experiment.batch)]))
-
-
-def peak_megabytes() -> float:
-    """The most memory that this process has had, in MB of 10^6 bytes.
-
-    On Linux from VmHWM: `ru_maxrss` there also counts the parent before the exec, and so hides a child smaller than it.
-    """
-    with suppress(OSError):
-        for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024 / 1e6
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak * (1 if sys.platform == "darwin" else 1024) / 1e6
 
 
 if __name__ == "__main__":

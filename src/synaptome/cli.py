@@ -358,8 +358,7 @@ def _for_optimizer(words: Sequence[str], default: Any) -> Recipe:
 
 def _settings(recipe: Recipe, options: RunOptions) -> RunSettings:
     """The settings of a new run, with all that was left open resolved."""
-    if isinstance(recipe, Decoupled):
-        recipe.check_start()
+    recipe.check_start()
     elsewhere = isinstance(options, SweepOptions) and options.cluster is not None
     check = options.device == "auto" or not elsewhere  # a cluster may have devices that are not here
     device = running.resolve_device(options.device) if check else options.device

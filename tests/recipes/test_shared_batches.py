@@ -9,7 +9,9 @@ import torch
 from synaptome import cli
 from synaptome.errors import ConfigurationError
 from synaptome.learning.backprop import Backprop
+from synaptome.recipes import running
 from synaptome.recipes.decoupled import Decoupled
+from synaptome.recipes.recipe import RunSettings
 from synaptome.recipes.running import load_model
 from synaptome.recipes.shared_batches import SHARED
 from synaptome.training.run import read_run
@@ -121,3 +123,11 @@ def test_in_one_process_it_is_backprop(method):
     made = Decoupled(data="digits", method=method, width=8, depth=2).experiment(0, torch.device("cpu"), None)
     assert type(made.rule) is Backprop
     assert made.work is made.close is None
+
+
+@pytest.mark.parametrize("fields", [{"method": "ddp"}, {"method": "gpipe"}, {"replicas": 2}])
+def test_in_one_process_nothing_else_is_run_under_its_name(tmp_path, fields):
+    settings = RunSettings(Decoupled(data="digits", epochs=1, **fields), seed=0, device="cpu", threads=1)
+    with pytest.raises(ConfigurationError, match="start it with torchrun"):
+        running.start(settings, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

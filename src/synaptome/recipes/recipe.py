@@ -87,6 +87,9 @@ class Recipe(ABC):
         """The recipe with what it leaves to a preset or to its data set filled in; recipe.json holds that."""
         return self
 
+    def check_start(self) -> None:  # noqa: B027  # most recipes start in any number of processes
+        """Refuse, by a ConfigurationError, to start what needs more processes than there are; `resume` may not."""
+
     @abstractmethod
     def experiment(self, seed: int, device: torch.device, data_dir: Path | None) -> Experiment:
         """Load the data and build the network, drawing from torch's seeded generator.

@@ -54,6 +54,7 @@ def start(
         ConfigurationError, DataError: nothing was started, and no folder was made.
         SynaptomeError: see `synaptome.errors`; `resume` goes on from the last checkpoint.
     """
+    settings.recipe.check_start()
     with _built(settings) as experiment:
         prepare(out, settings.document())
         return _run(out, settings, experiment, None, progress, checkpoint_seconds)

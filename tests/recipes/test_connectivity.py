@@ -228,7 +228,9 @@ def test_test_images_never_steer_training(network, monkeypatch):
 def test_validation_images_are_held_out_by_number():
     experiment = seeded(digits(validation=438))
     assert (len(experiment.data.train), len(experiment.data.validation)) == (1000, 438)
-    assert LearnedConnectivity().validation == 5000
+    assert LearnedConnectivity().resolved().validation == 5000
+    small = LearnedConnectivity(data="digits").resolved()
+    assert (len(seeded(small).data.train), small.validation) == (1294, 144)
 
 
 @pytest.mark.parametrize("network", NETWORKS)

@@ -238,6 +238,8 @@ def test_what_learns_in_one_process_refuses_several(tmp_path, started, ended, wo
         ({"replicas": 2, "method": "frozen"}, "replicas belong to .*given with frozen"),
         ({"replicas": 2, "blocks": 1}, "of one block choose the method ddp"),
         ({"replicas": 9, "batch": 8}, "given batch 8 and 9 replicas"),
+        ({"epochs": 5, "warmup": 5}, "warmup is less than the 5 epochs.*given 5"),
+        ({"true_share": 2.0}, r"true_share is a share in \[0, 1\); given 2.0"),
         ({"levels": 0}, "levels .*given 0"),
         ({"levels": 2, "method": "stale"}, "levels belong to .* synthetic and locked; given 2 levels .*stale"),
         ({"levels": 2, "network": "feed-forward"}, "levels belong to stable networks"),

@@ -113,6 +113,6 @@ def check_balance(balance: Sequence[int], depth: int, least: int = 1) -> None:
     """
     if not balance or min([1, *balance[:-1]]) < 1 or balance[-1] < least or sum(balance) != depth:
         raise ConfigurationError(
-            f"balance gives each block its layers, whole numbers from 1 on that sum to the depth, {depth}; given "
-            f"{list(balance)}, with the sum {sum(balance)}"
+            f"balance gives each block its layers, whole numbers from 1 on{'' if least else ' (from 0 for the last)'} "
+            f"that sum to the depth, {depth}; given {list(balance)}, with the sum {sum(balance)}"
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -35,6 +35,7 @@ BASELINE = "baseline"
 COMPACT = "compact.safetensors"  # what a run leaves in its folder: the trained network as a seed and bits
 OPTIONS = ("alpha", "density", "threshold")  # of the methods
 NUMERALS = ("digits", "mnist")  # most of whose mirror images are none
+HELD_OUT = {"digits": 144}  # training images, where 5000 are too many
 
 CITATIONS = {
     "free-pruning": "ivan2020",
@@ -89,7 +90,7 @@ class LearnedConnectivity(Recipe):
         flip: whether half of the training images are mirrored, left to right.
         batch: examples a step.
         epochs: passes over the training examples.
-        validation: number of training images that are held out.
+        validation: number of training images that are held out; if not given 5000, and a tenth of digits.
         optimization: optimizer and its learning rate.
         robustness: rates of failure at inference that the trained network is tested with.
     """
@@ -129,7 +130,7 @@ class LearnedConnectivity(Recipe):
     flip: bool = False
     batch: int = 25
     epochs: int = 20
-    validation: int = 5000
+    validation: int | None = None
     optimization: Optimization = field(default_factory=lambda: Optimization("adam", rate=1e-3))
     robustness: tuple[float, ...] = ()
 
@@ -149,9 +150,13 @@ class LearnedConnectivity(Recipe):
                 f"leave flip out, or choose fashion or cifar10"
             )
 
+    def resolved(self) -> LearnedConnectivity:
+        """The same recipe with the number of images held out."""
+        return replace(self, validation=self._held_out())
+
     def experiment(self, seed: int, device: torch.device, data_dir: Path | None) -> Experiment:
         """See `Recipe.experiment`."""
-        images = data.load(self.data, data_dir=data_dir, validation=self.validation, seed=seed)
+        images = data.load(self.data, data_dir=data_dir, validation=self._held_out(), seed=seed)
         if self.shift or self.flip:
             images = augmented(images, padding=self.shift, flip=self.flip)
         learned = self._learned()
@@ -197,6 +202,9 @@ class LearnedConnectivity(Recipe):
     def _options(self) -> dict[str, float]:
         """The options of the method that are given, by name."""
         return {name: value for name in OPTIONS if (value := getattr(self, name)) is not None}
+
+    def _held_out(self) -> int:
+        return HELD_OUT.get(self.data, 5000) if self.validation is None else self.validation
 
     def _learned(self) -> Learned | None:
         if self.method != BASELINE:

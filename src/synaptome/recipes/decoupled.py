@@ -68,10 +68,11 @@ class Decoupled(Recipe):
         replicas: processes of each block, among which each batch is shared out.
         method: synthetic (guesses), stale (true gradients that are late, on the batches that they belong to), locked
             (true gradients that are waited for), frozen (all blocks but the last stay as they were drawn) or backprop.
-            The last two need no processes: they are what a claim is compared with. So are the ways to share
+            Frozen and backprop take one process: they are what a claim is compared with. So are the ways to share
             backpropagation out among processes, and these start with several: ddp (a part of each batch for each
             process), gpipe and 1f1b (pipelines of microbatches, a process for each block).
-        delay: steps that a true gradient may be late before a block waits for it.
+        delay: steps that a true gradient may be late before a block waits for it; with 0 a synthetic block still learns
+            from its guess, and waits after that.
         true_share: of true gradients in an update, beside the guesses, in [0, 1).
         warmup: epochs of true gradients that are waited for, at the start of the last level.
         least_cosine: a block waits as long as guesses and true gradients have a smaller cosine, on average.
@@ -132,6 +133,10 @@ class Decoupled(Recipe):
         check_sizes(width=made.width, depth=made.depth, blocks=self.blocks, batch=made.batch, epochs=made.epochs)
         check_sizes(levels=self.levels, replicas=self.replicas)
         check_fields(self)
+        if self.warmup >= made.epochs:
+            raise ConfigurationError(
+                f"warmup is less than the {made.epochs} epochs, or nothing learns from guesses; given {self.warmup}"
+            )
         self._how(1)
         check_balance(self._balance(made), made.depth, least=int(self.network != "stable"))
         microbatches_of(self.method, self.microbatches, made.batch, len(self._balance(made)))

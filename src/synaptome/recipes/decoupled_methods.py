@@ -56,6 +56,8 @@ def check_fields(recipe: Decoupled) -> None:
         raise ConfigurationError(
             f"free and synthetic_inputs belong to the method synthetic; given with {recipe.method}"
         )
+    if not 0 <= recipe.true_share <= 1:  # also refuses NaN
+        raise ConfigurationError(f"true_share is a share in [0, 1); given {recipe.true_share}")
     if recipe.true_share == 1:
         raise ConfigurationError("with true_share 1 there are no guesses: choose the method stale, or locked")
     if recipe.method == "stale" and recipe.delay < 1:

@@ -245,7 +245,7 @@ def _run(
                 }
         except Interrupted as stopped:
             raise Interrupted(
-                stopped.signum, f"{path} {stopped.message}; go on with: synaptome resume {path}"
+                stopped.signum, f"{path} {stopped.message}; go on with: {_again()} resume {path}"
             ) from None
         except SynaptomeError as error:
             raise type(error)(f"{path}: {error}") from error
@@ -264,3 +264,8 @@ def _run(
             }
         )
     return read_run(path)
+
+
+def _again() -> str:
+    """How this command is started, in as many processes."""
+    return f"torchrun --nproc-per-node {processes()} -m synaptome" if processes() > 1 else "synaptome"

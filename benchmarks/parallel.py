@@ -36,12 +36,13 @@ from synaptome.data.dataset import Batch
 from synaptome.learning.backprop import Backprop
 from synaptome.learning.block_costs import measured_costs, predicted_speedup
 from synaptome.learning.decoupling import Decoupling
-from synaptome.learning.parallel.blocks import BlockProcesses, serve
+from synaptome.learning.parallel.blocks import BlockProcesses
 from synaptome.learning.parallel.data_parallel import DataParallel, Replica
 from synaptome.learning.parallel.orders import Worker
 from synaptome.learning.parallel.orders import serve as serve_orders
 from synaptome.learning.parallel.pipeline import Pipeline
 from synaptome.learning.parallel.pipeline_block import Microbatches, Order, PipelineBlock
+from synaptome.learning.parallel.service import serve
 from synaptome.learning.synthetic import SyntheticGradients
 from synaptome.networks.feedforward import FeedForward
 from synaptome.networks.partition import border_shapes, even, split

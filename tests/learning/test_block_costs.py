@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from synaptome.data.dataset import Batch
 from synaptome.errors import ConfigurationError
 from synaptome.learning.block_costs import BlockCost, balanced, measured_costs, predicted_speedup
-from synaptome.learning.block_learner import Decoupling
+from synaptome.learning.decoupling import Decoupling
 from synaptome.learning.synthetic import SyntheticGradients
 from synaptome.networks.feedforward import FeedForward
 from synaptome.networks.partition import split

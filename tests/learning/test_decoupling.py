@@ -12,8 +12,9 @@ from torch import distributed, multiprocessing
 from synaptome.data.dataset import Batch
 from synaptome.errors import ConfigurationError
 from synaptome.learning.decoupling import Decoupling
-from synaptome.learning.parallel.blocks import BlockProcesses, serve
+from synaptome.learning.parallel.blocks import BlockProcesses
 from synaptome.learning.parallel.messages import GRADIENT
+from synaptome.learning.parallel.service import serve
 from synaptome.learning.synthetic import SyntheticGradients
 from synaptome.networks.feedforward import FeedForward
 from synaptome.networks.partition import split

@@ -77,8 +77,9 @@ def test_torchrun_starts_them(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_of_replicas_goes_on_in_one_process_and_the_other_way_round(tmp_path, started, ended):
-    words = ["--epochs", "40", "--optimization.rate", "1e-3"]
+@pytest.mark.parametrize("more", [["--epochs", "40"], ["--epochs", "20", "--depth", "2", "--levels", "2"]], ids=str)
+def test_a_run_of_replicas_goes_on_in_one_process_and_the_other_way_round(tmp_path, started, ended, more):
+    words = [*more, "--optimization.rate", "1e-3"]
     often = ["--checkpoint-seconds", "0.2", "--quiet"]
     assert run(tmp_path / "one", *words) == 0
     out = tmp_path / "four"

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from synaptome.data.dataset import Batch
 from synaptome.errors import ConfigurationError
-from synaptome.learning.block_learner import BlockLearner, Decoupling
+from synaptome.learning.block_learner import BlockLearner
+from synaptome.learning.decoupling import Decoupling
 from synaptome.learning.synthetic import SyntheticGradients
 
 REPEATS = 7  # of which the fastest counts: in the others something else took time

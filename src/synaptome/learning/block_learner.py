@@ -24,8 +24,6 @@ from synaptome.learning.loss import Loss
 from synaptome.learning.optimization import load_schedule, schedule_state
 from synaptome.learning.parallel.replicas import ALONE, Replicas
 
-__all__ = ["Begun", "BlockLearner", "Decoupling"]
-
 
 class Begun(NamedTuple):
     """The batch that a block is at: input, activity with its graph, targets, and examples of the whole batch."""

@@ -8,7 +8,9 @@ from functools import partial
 from torch import distributed
 
 from synaptome.errors import ConfigurationError
-from synaptome.learning.parallel.blocks import BlockProcesses, check_processes, serve
+from synaptome.learning.parallel.blocks import BlockProcesses
+from synaptome.learning.parallel.messages import check_processes
+from synaptome.learning.parallel.service import serve
 from synaptome.learning.synthetic import SyntheticGradients
 from synaptome.recipes.process_group import joined, processes
 from synaptome.recipes.shared_batches import Part

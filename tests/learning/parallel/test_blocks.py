@@ -3,25 +3,25 @@
 import copy
 import os
 import signal
-import socket
 import time
-from datetime import timedelta
 from functools import partial
 
 import pytest
 import torch
-from torch import distributed, multiprocessing
+from tests.learning.parallel.processes import SECONDS, free_port, joined, ran, survivors_end_in_time
+from torch import distributed
 
 from synaptome.data.dataset import Batch
 from synaptome.errors import ConfigurationError, NumericError, WorkerLostError
 from synaptome.learning.decoupling import Decoupling
-from synaptome.learning.parallel.blocks import BlockProcesses, serve
+from synaptome.learning.parallel.blocks import BlockProcesses
+from synaptome.learning.parallel.service import serve
 from synaptome.learning.synthetic import SyntheticGradients
 from synaptome.networks.partition import border_shapes, split
 from synaptome.networks.stable import StableNetwork
 from synaptome.networks.synthesisers import InputSynthesiser, Synthesiser
 
-WIDTH, CLASSES, SIZE, SECONDS = 6, 3, 8, 20.0
+WIDTH, CLASSES, SIZE = 6, 3, 8
 HOWS = (
     {},
     {"delay": 0},
@@ -62,23 +62,6 @@ def made(blocks, how, dtype=torch.float32):
         how=Decoupling(**how),
     )
     return rule, shapes
-
-
-def joined(rank, blocks, port, seconds=SECONDS):
-    torch.set_num_threads(1)
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    distributed.init_process_group("gloo", rank=rank, world_size=blocks, timeout=timedelta(seconds=seconds))
-
-
-def free_port():
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
-
-
-def ran(what, blocks, *arguments):
-    """Run `what(rank, blocks, port, ...)` in a process for each block; what they may raise is raised here."""
-    multiprocessing.spawn(what, (blocks, free_port(), *arguments), nprocs=blocks, join=True)
 
 
 def same_bits(rank, blocks, port, ports):
@@ -228,22 +211,7 @@ LOSSES = [(victim, how) for victim in range(3) for how in (signal.SIGKILL, signa
     [pytest.param(*loss, marks=[pytest.mark.slow] if loss != (1, signal.SIGKILL) else []) for loss in LOSSES],
 )
 def test_a_lost_process_ends_the_others_in_time(victim, how):
-    blocks, seconds, port = 3, 4.0, free_port()
-    context = multiprocessing.get_context("spawn")
-    processes = [
-        context.Process(target=bereaved, args=(rank, blocks, port, victim, how, seconds)) for rank in range(blocks)
-    ]
-    for process in processes:
-        process.start()
-    try:
-        for rank, process in enumerate(processes):
-            if rank != victim:
-                process.join(60)
-                assert process.exitcode == 6, rank
-    finally:
-        for process in processes:
-            process.kill()
-            process.join()
+    survivors_end_in_time(bereaved, 3, victim, how, 4.0)
 
 
 def too_few(rank, blocks, port):

@@ -21,7 +21,8 @@ from torch import distributed
 from synaptome.data.dataset import Batch
 from synaptome.errors import ConfigurationError, NumericError
 from synaptome.learning.decoupling import Decoupling
-from synaptome.learning.parallel.blocks import BlockProcesses, serve
+from synaptome.learning.parallel.blocks import BlockProcesses
+from synaptome.learning.parallel.service import serve
 from synaptome.learning.synthetic import SyntheticGradients
 from synaptome.networks.partition import border_shapes, split
 from synaptome.networks.stable import StableNetwork

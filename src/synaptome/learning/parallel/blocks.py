@@ -29,7 +29,6 @@ from synaptome.learning.parallel.messages import (
     GRADIENT,
     MEANS,
     Places,
-    check_processes,
     expect_again,
     of_all,
     take_in,
@@ -48,10 +47,7 @@ from synaptome.learning.parallel.orders import (
     check_labels,
     ordered,
 )
-from synaptome.learning.parallel.service import serve
 from synaptome.learning.synthetic import SyntheticGradients, cosines
-
-__all__ = ["BlockProcesses", "check_processes", "serve"]
 
 
 class BlockProcesses:

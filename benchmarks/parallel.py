@@ -14,7 +14,7 @@ network (32 layers of the given width, tanh, ten classes) on the same batch with
 | `DDP` | half of each batch, which the first process sends it: `synaptome.learning.parallel.data_parallel` |
 
 The first process measures; a call is some steps. `predicted` in the note is what the cost model says of `synthetic`
-(`synaptome.learning.block_costs`).
+(`synaptome.learning.block_costs`), with what transfers take and without.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import os
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -43,6 +44,7 @@ from synaptome.learning.parallel.orders import serve as serve_orders
 from synaptome.learning.parallel.pipeline import Pipeline
 from synaptome.learning.parallel.pipeline_block import Microbatches, Order, PipelineBlock
 from synaptome.learning.parallel.service import serve
+from synaptome.learning.parallel.transfers import measured_transfers
 from synaptome.learning.synthetic import SyntheticGradients
 from synaptome.networks.feedforward import FeedForward
 from synaptome.networks.partition import border_shapes, even, split
@@ -204,10 +206,12 @@ def shared(name: str, width: int, batch: int, count: int) -> Work:
     return partial(both, steps, count)
 
 
-def prediction(width: int, batch: int) -> float:
-    """The speed-up of `synthetic` that the costs of its parts promise."""
-    rule, _ = halves(Decoupling(), width)
-    return predicted_speedup(measured_costs(rule, example(width, batch)))
+def prediction(width: int, batch: int) -> str:
+    """The speed-up of `synthetic` that the costs of its parts promise, with transfers and without."""
+    rule, shapes = halves(Decoupling(), width)
+    costs = measured_costs(rule, example(width, batch), measured_transfers(shapes, batch))
+    without = [replace(cost, transfer=0.0) for cost in costs]
+    return f"{predicted_speedup(costs):.2f} ({predicted_speedup(without):.2f} without transfers)"
 
 
 def main() -> None:
@@ -226,7 +230,7 @@ def main() -> None:
                 Contestant("backprop, 2 threads", partial(backprop, width, batch, 2)),
                 *(Contestant(name, partial(shared, name, width, batch, STEPS)) for name in WAYS),
             ]
-            note = f"{DEPTH} layers of {width}, batch {batch}; predicted {prediction(width, batch):.2f}"
+            note = f"{DEPTH} layers of {width}, batch {batch}; predicted {prediction(width, batch)}"
             results += compare(
                 "parallel", contestants, baseline="backprop", rounds=rounds, amount=STEPS, unit="steps", note=note,
                 limit=100.0,

@@ -45,13 +45,13 @@ from synaptome.options import (
 from synaptome.recipes import RECIPES, running
 from synaptome.recipes.decoupled import Decoupled
 from synaptome.recipes.demo import DEMO, SEEDS
-from synaptome.recipes.parallel_comparison import Comparison, run_ways, tell_failures
+from synaptome.recipes.parallel_comparison import Comparison, predict, run_ways, tell_failures
 from synaptome.recipes.pools import Cluster
 from synaptome.recipes.process_group import processes, rank
 from synaptome.recipes.recipe import Recipe, RunSettings
 from synaptome.recipes.sweep import Cell, Grid, cells, one_for_each_value, prepare_cells, read_grid
 from synaptome.report import summary_table
-from synaptome.report.terminal import show
+from synaptome.report.terminal import show, show_costs
 from synaptome.training import progress
 from synaptome.training.environment import describe_environment
 from synaptome.training.run import read_run, remove_run, verify_run
@@ -137,9 +137,11 @@ def compare_parallel(words: Sequence[str]) -> None:
         raise ConfigurationError("compare-parallel runs every method; leave --method out")
     default = _for_optimizer(words, Decoupled())
     recipe, options = _parsed(default, Comparison(), "synaptome compare-parallel", words, COMPARE_PARALLEL)
+    if options.costs_only:
+        return show_costs(predict(cast(Decoupled, recipe), options))
     paths = run_ways(cast(Decoupled, recipe), options)
     show([read_run(path) for path in paths], options.out / "report.html")
-    tell_failures(paths)
+    return tell_failures(paths)
 
 
 def resume(options: ResumeOptions) -> None:

@@ -199,6 +199,21 @@ def test_what_does_not_fit_is_refused_before_anything_is_started(tmp_path, capsy
     assert not (tmp_path / "out").exists()
 
 
+def test_costs_only_trains_nothing(tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("SYNAPTOME_DATA", raising=False)
+    words = ["compare-parallel", "--data", "digits", "--width", "16", "--depth", "4", "--out", str(tmp_path / "out")]
+    assert cli.main([*words, "--costs-only"]) == 0
+    told = capsys.readouterr().out
+    assert re.search(r"block +layers +forward +backward +update +synthesis +transfer +total", told)
+    assert re.search(r"Blocks of 2 \+ 2 layers promise \d\.\d\d times the steps a second", told)
+    assert not (tmp_path / "out").exists()
+
+    assert cli.main([*words, "--costs-only", "--data", "mnist", "--data-dir", str(tmp_path)]) == 3
+    assert "mnist" in capsys.readouterr().err
+    assert cli.main([*words, "--costs-only", "--levels", "2"]) == 2
+    assert "leave levels and replicas out" in capsys.readouterr().err
+
+
 def test_it_is_for_one_process(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert cli.main(["compare-parallel", "--out", str(tmp_path / "out")]) == 2

@@ -2,10 +2,10 @@
 
 import json
 
-from synaptome.learning.block_costs import measured_costs
 from synaptome.recipes import timed_run
 from synaptome.recipes.decoupled import Decoupled
 from synaptome.recipes.recipe import RunSettings
+from synaptome.report.block_costs import BlockCosts
 from synaptome.training.run import read_run
 
 TINY = {"data": "digits", "width": 16, "depth": 4, "epochs": 2}
@@ -35,16 +35,13 @@ def test_why_it_stopped_is_told(tmp_path, capsys):
     assert "is not an empty folder" in json.loads(capsys.readouterr().out)["error"]
 
 
-def test_the_prediction_is_that_of_the_cost_model(monkeypatch):
-    seen = []
-
-    def measured(rule, batch):
-        seen.append((rule, batch))
-        return measured_costs(rule, batch)
-
-    monkeypatch.setattr(timed_run, "measured_costs", measured)
-    assert 0 < timed_run.predicted(settings()) <= 2
-    ((rule, batch),) = seen
-    assert len(rule.learners) == 2
-    assert len(batch.inputs) == 64
-    assert timed_run.predicted(settings("backprop")) is None
+def test_what_the_cost_model_says_is_told(capsys):
+    document = settings().document()
+    assert timed_run.main([timed_run.PREDICT, json.dumps(document)]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["peak_mb"] > 0
+    prediction = told["prediction"]
+    assert prediction["balance"] == [2, 2]
+    assert sum(prediction["proposed"]) == 4
+    assert prediction["proposed_speed"] >= prediction["speed"] > 0
+    assert BlockCosts.of(prediction) is not None

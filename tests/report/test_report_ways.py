@@ -8,10 +8,20 @@ import pytest
 from rich.console import Console
 
 from synaptome.errors import RunError
+from synaptome.report.block_costs import BlockCosts, block_costs
 from synaptome.report.terminal import show
 from synaptome.report.ways import FILE, columns, ways, ways_csv, ways_section, ways_table
 from synaptome.report.writing import write_report
 from synaptome.training.run import read_run
+
+PARTS = {"forward": 1e-3, "backward": 2e-3, "update": 5e-4, "synthesis": 2.5e-4, "transfer": 1.25e-4}
+PREDICTION = {
+    "speed": 1.8,
+    "balance": [3, 1],
+    "blocks": [PARTS, PARTS | {"synthesis": 0.0}],
+    "proposed": [2, 2],
+    "proposed_speed": 1.9,
+}
 
 
 @pytest.fixture
@@ -28,7 +38,7 @@ def measured(make_run):
         document = json.loads((run.path / "recipe.json").read_text()) | {"threads": threads}
         (run.path / "recipe.json").write_text(json.dumps(document))
         content = {"way": way, "place": 0, "processes": 1, "threads": threads, "batch": 50, "accuracy": 0.9}
-        content |= {"peak_mb": [400.0], "predicted": None, "exit_code": 0, "failure": failure} | cost
+        content |= {"peak_mb": [400.0], "prediction": None, "exit_code": 0, "failure": failure} | cost
         (run.path / FILE).write_text(json.dumps(content))
         return read_run(run.path)
 
@@ -39,8 +49,16 @@ def measured(make_run):
 def four(measured):
     blocks = {"place": 2, "processes": 2}
     return [
-        measured("synthetic", 5.0, [0.1, 0.95, 0.96], predicted=1.8, peak_mb=[500.0, 300.0], **blocks),
-        measured("synthetic", 8.0, [0.1, 0.8, 0.88], seed=1, predicted=1.6, peak_mb=[450.0, 350.0], **blocks),
+        measured("synthetic", 5.0, [0.1, 0.95, 0.96], prediction=PREDICTION, peak_mb=[500.0, 300.0], **blocks),
+        measured(
+            "synthetic",
+            8.0,
+            [0.1, 0.8, 0.88],
+            seed=1,
+            prediction=PREDICTION | {"speed": 1.6},
+            peak_mb=[450.0, 350.0],
+            **blocks,
+        ),
         measured("backprop", 10.0, [0.1, 0.5, 0.95]),
         measured("backprop", 8.0, [0.1, 0.9, 0.99], seed=1),
         measured("ddp", 0.0, [0.1], failure="process 1 of 2 was ended by SIGKILL", place=4, exit_code=6, processes=2),
@@ -98,7 +116,24 @@ def test_the_report_has_the_table_and_its_data(four, tmp_path, capsys):
     assert "ddp failed:</strong> process 1 of 2 was ended by SIGKILL" in page
     assert 'href="report-data/ways.csv"' in page
     assert (tmp_path / "report-data" / "ways.csv").read_text() == ways_csv(ways(four))
-    assert "1.50 (1.70)" in capsys.readouterr().out
+    assert "<h2>What the blocks cost</h2>" in page
+    assert "promise 1.80 times the steps a second; 1.50 were measured. The balance 2 + 2 promises most: 1.90" in page
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "report-data" / "blocks.csv").read_text())))
+    assert rows[1] == {
+        "block": "2", "layers": "1", "forward_ms": "1", "backward_ms": "2", "update_ms": "0.5", "synthesis_ms": "0",
+        "transfer_ms": "0.125",
+    }  # fmt: skip
+    told = capsys.readouterr().out
+    assert "1.50 (1.70)" in told
+    assert "1.00       2.00     0.50        0.25       0.12    3.88" in told
+    assert "The balance 2 + 2 promises most: 1.90 times." in told
+
+
+def test_the_best_balance_is_said_to_be_the_best():
+    best = BlockCosts.of(PREDICTION | {"proposed": [3, 1], "proposed_speed": 1.8})
+    assert best.said() == (
+        "Blocks of 3 + 1 layers promise 1.80 times the steps a second. No other balance promises more."
+    )
 
 
 def test_the_table_fits_a_terminal(four):
@@ -113,10 +148,13 @@ def test_other_runs_have_no_such_table(finished, tmp_path):
     runs = [finished("plain")]
     assert ways(runs) == []
     assert ways_table(runs) is None
-    assert ways_section([], "ways.csv") is None
+    assert block_costs(runs) is None
     write_report(runs, tmp_path / "report.html")
-    assert "Ways side by side" not in (tmp_path / "report.html").read_text()
+    page = (tmp_path / "report.html").read_text()
+    assert "Ways side by side" not in page
+    assert "What the blocks cost" not in page
     assert not (tmp_path / "report-data" / "ways.csv").exists()
+    assert not (tmp_path / "report-data" / "blocks.csv").exists()
 
 
 def test_what_is_damaged_is_named(four):
@@ -127,10 +165,45 @@ def test_what_is_damaged_is_named(four):
 
 @pytest.mark.parametrize(
     "content",
-    [{}, {"way": 3, "place": "x", "accuracy": "y", "peak_mb": ["a"], "predicted": [], "batch": None}],
+    [{}, {"way": 3, "place": "x", "accuracy": "y", "peak_mb": ["a"], "prediction": [], "batch": None}],
     ids=str,
 )
 def test_what_a_run_should_not_say_is_not_known(four, content):
     (four[0].path / FILE).write_text(json.dumps(content))
     assert ways_csv(ways(four[:1]))
     assert ways_section(ways(four[:1]), "ways.csv")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        None,
+        [],
+        {},
+        {"speed": "fast"},
+        {"speed": None},
+        {"speed": float("nan")},
+        {"balance": []},
+        {"balance": [3, "1"]},
+        {"balance": [3, -1]},
+        {"balance": [3, 1, 1]},
+        {"blocks": 3},
+        {"proposed": "2 + 2"},
+        {"proposed_speed": -1.0},
+    ],
+    ids=str,
+)
+def test_what_is_no_prediction_is_left_out(four, wrong, tmp_path):
+    prediction = PREDICTION | wrong if wrong else wrong
+    assert BlockCosts.of(prediction) is None
+    for run in four:
+        cost = json.loads((run.path / FILE).read_text()) | {"prediction": prediction}
+        (run.path / FILE).write_text(json.dumps(cost))
+    write_report(four, tmp_path / "report.html")
+    assert "What the blocks cost" not in (tmp_path / "report.html").read_text()
+
+
+def test_a_part_that_is_not_known_is_0(four):
+    parts = {"forward": "x", "backward": None, "update": 1e-3}
+    costs = BlockCosts.of(PREDICTION | {"blocks": [parts, 7]})
+    assert [list(block.values()) for block in costs.blocks] == [[0.0, 0.0, 1.0, 0.0, 0.0], [0.0] * 5]

@@ -1,9 +1,9 @@
 """What blocks that learn apart cost, the balance that suits them, and the speed to expect of it.
 
-A block takes F + B + U for a batch, forward, backward and update, and S if it has a synthesiser, for a guess and a
-fit. In processes of their own M blocks are as fast as the slowest of them; one process takes the sum of all F + B + U.
-Equal blocks therefore gain `M / (1 + M S / (F + B + U))`, where the sum is that of the whole network. What passes
-between processes does so while they work, and is left out.
+A block takes F + B + U for a batch, forward, backward and update, S for a guess and a fit if it has synthesisers, and X
+for handing over what it owes its neighbours. In processes of their own M blocks are as fast as the slowest of them; one
+process takes the sum of all F + B + U. Equal blocks therefore gain `M / (1 + M (S + X) / (F + B + U))`, where the sum
+is that of the whole network. What processes that work at once take from each other, of memory and clock, is left out.
 """
 
 from __future__ import annotations
@@ -22,9 +22,11 @@ from synaptome.data.dataset import Batch
 from synaptome.errors import ConfigurationError
 from synaptome.learning.block_learner import BlockLearner
 from synaptome.learning.decoupling import Decoupling
+from synaptome.learning.guesses import Synthesis
 from synaptome.learning.synthetic import SyntheticGradients
 
-REPEATS = 7  # of which the fastest counts: in the others something else took time
+# The fastest of so many repeats counts, in so many seconds at least: in the others something else took time.
+REPEATS, SECONDS = 7, 0.1
 
 
 @dataclass(frozen=True)
@@ -32,41 +34,66 @@ class BlockCost:
     """Seconds that a block takes for a batch.
 
     Attributes:
-        learning: F + B + U.
-        synthesis: S; 0 without a synthesiser.
+        forward, backward, update: F, B and U.
+        synthesis: S, of gradients and of inputs; 0 without synthesisers.
+        transfer: X; 0 if it was not measured.
     """
 
-    learning: float
+    forward: float
+    backward: float
+    update: float
     synthesis: float = 0.0
+    transfer: float = 0.0
+
+    @property
+    def learning(self) -> float:
+        """F + B + U, which one process takes too."""
+        return self.forward + self.backward + self.update
+
+    @property
+    def apart(self) -> float:
+        """S + X, which only blocks that learn apart take."""
+        return self.synthesis + self.transfer
 
     @property
     def total(self) -> float:
-        """Both."""
-        return self.learning + self.synthesis
+        """All of it."""
+        return self.learning + self.apart
 
 
-def measured_costs(rule: SyntheticGradients, batch: Batch) -> list[BlockCost]:
+def measured_costs(rule: SyntheticGradients, batch: Batch, transfers: Sequence[float] = ()) -> list[BlockCost]:
     """The cost of each block, measured here, on copies: the rule stays as it is.
 
-    With blocks of one layer each, and no synthesisers, these are the costs that `balanced` takes.
+    With blocks of one layer each, and no synthesisers, their `learning` is what `balanced` takes.
 
     Args:
         rule: of all blocks.
         batch: of the size that is asked about.
+        transfers: seconds that a process spends on each border between two blocks, see
+            `synaptome.learning.parallel.transfers.measured_transfers`; those of one process if not given.
     """
-    costs = []
-    x = batch.inputs
-    for number, learner in enumerate(rule.learners, 1):
+    crossing = [0.0, *transfers, 0.0] if transfers else [0.0] * (len(rule.learners) + 1)
+    costs, x = [], batch.inputs
+    for number, learner in enumerate(rule.learners):
         copied = copy.deepcopy(learner)
         copied.scheduler = None  # which costs next to nothing, and warns of steps that are not those of a training
-        step = partial(_step, copied, x, batch.targets, number == len(rule.learners))
-        learning = _fastest(partial(step, Decoupling(delay=0, true_share=1.0)))
-        synthesis = 0.0
-        if learner.synthesis is not None:
-            synthesis = max(0.0, _fastest(partial(step, Decoupling(delay=0))) - learning)
-        costs.append(BlockCost(learning, synthesis))
+        gradients, inputs = copied.synthesis, copied.inputs
+        copied.synthesis = copied.inputs = None
+        copied.how, copied.delay = Decoupling(delay=0, true_share=1.0), 0
+        last = number + 1 == len(rule.learners)
+        forward = _fastest(partial(copied.begin, x, batch.targets))
+        learning = _fastest(partial(_step, copied, x, batch.targets, last))
+        update = _fastest(copied.optimizer.step)
         with torch.no_grad():
-            x = copy.deepcopy(learner.block)(x)
+            h = copied.block(x)
+        synthesis = 0.0
+        if gradients is not None:
+            synthesis += _fastest(partial(_guess_and_fit, gradients, (h, batch.targets), h))
+        if inputs is not None:
+            synthesis += _fastest(partial(_guess_and_fit, inputs.synthesis, (batch.inputs,), x))
+        transfer = crossing[number] + crossing[number + 1]
+        costs.append(BlockCost(forward, max(0.0, learning - forward - update), update, synthesis, transfer))
+        x = h
     return costs
 
 
@@ -75,27 +102,25 @@ def predicted_speedup(costs: Sequence[BlockCost]) -> float:
     return sum(cost.learning for cost in costs) / max(cost.total for cost in costs)
 
 
-def balanced(layers: Sequence[float], blocks: int, synthesis: float = 0.0) -> tuple[int, ...]:
+def balanced(layers: Sequence[float], apart: Sequence[float]) -> tuple[int, ...]:
     """The balance whose slowest block is the fastest: so many layers in each block.
 
     Args:
         layers: what each layer costs, at least 0.
-        blocks: how many, from 1 to the number of layers.
-        synthesis: what a synthesiser costs, which every block but the last has.
+        apart: what each block costs beside its layers, at least 0: from 1 to as many blocks as there are layers.
 
     Raises:
         ConfigurationError: there are more blocks than layers, or none.
     """
-    depth = len(layers)
+    depth, blocks = len(layers), len(apart)
     if not 1 <= blocks <= depth:
         raise ConfigurationError(f"a network of {depth} layers has from 1 to {depth} blocks; given {blocks}")
     until = [0.0]
     for cost in layers:
         until.append(until[-1] + cost)
-    # For each number of first layers: the slowest of `count` blocks of them, at best, with the sizes that give it.
+    # For each number of first layers: the slowest of the first blocks of them, at best, with the sizes that give it.
     found: list[tuple[float, tuple[int, ...]]] = [(0.0, ()), *[(math.inf, ())] * depth]
-    for count in range(1, blocks + 1):
-        extra = synthesis if count < blocks else 0.0
+    for extra in apart:
         found = [(math.inf, ())] + [
             min(
                 (max(slowest, until[end] - until[start] + extra), (*sizes, end - start))
@@ -106,19 +131,23 @@ def balanced(layers: Sequence[float], blocks: int, synthesis: float = 0.0) -> tu
     return found[depth][1]
 
 
-def _step(learner: BlockLearner, x: Tensor, targets: Tensor, last: bool, how: Decoupling) -> None:
-    learner.how, learner.delay = how, 0
+def _step(learner: BlockLearner, x: Tensor, targets: Tensor, last: bool) -> None:
     h = learner.begin(x, targets)
     if last:
         learner.conclude()
-    else:
-        learner.learn(lambda: torch.zeros_like(h), lambda gradient: None)
+    else:  # the gradient of a mean square: zeros would make some optimizers slow, on some processors
+        learner.learn(lambda: h / len(h), lambda gradient: None)
 
 
-def _fastest(work: Callable[[], None]) -> float:
+def _guess_and_fit(synthesis: Synthesis, given: tuple[Tensor, ...], target: Tensor) -> None:
+    synthesis.guess(*given)
+    synthesis.fit(given, target, len(target))
+
+
+def _fastest(work: Callable[[], object]) -> float:
     work()
-    seconds = []
-    for _ in range(REPEATS):
+    seconds: list[float] = []
+    while len(seconds) < REPEATS or sum(seconds) < SECONDS:
         start = time.perf_counter()
         work()
         seconds.append(time.perf_counter() - start)

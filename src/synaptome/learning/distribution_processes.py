@@ -13,6 +13,7 @@ from torch import Tensor, distributed
 from synaptome.errors import ConfigurationError, WorkerLostError
 from synaptome.learning.distribution_blocks import Partition
 from synaptome.learning.distribution_worker import Start, WorkerPoint
+from synaptome.learning.parallel.groups import leave_at_exit
 
 AGREEMENT = 1e-4  # of the objective at the start, relatively: what other machines may round differently
 
@@ -40,6 +41,7 @@ class Processes:
                 "torch.distributed.init_process_group('gloo') first"
             )
         self.timeout = timeout
+        leave_at_exit()
         # A group of its own: torch takes a timeout when a group is made, and the default one's is half an hour.
         self._group = distributed.new_group(timeout=timedelta(seconds=timeout))
         self._rank, self._count = distributed.get_rank(), distributed.get_world_size()

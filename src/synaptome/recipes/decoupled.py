@@ -150,9 +150,14 @@ class Decoupled(Recipe):
         return replace(self, optimization=optimization, **{name: getattr(made, name) for name in names})
 
     @property
+    def layers_of_blocks(self) -> tuple[int, ...]:
+        """The layers of each block: the balance that is given, or a fair share of the depth."""
+        return self._balance(self._choice())
+
+    @property
     def block_count(self) -> int:
         """How many blocks there are."""
-        return len(self._balance(self._choice()))
+        return len(self.layers_of_blocks)
 
     def with_method(self, method: Method) -> Decoupled:
         """The same recipe with another method; fields that this one does not have are left at their defaults."""

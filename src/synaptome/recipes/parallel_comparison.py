@@ -73,6 +73,7 @@ class Comparison:
         out: the folder of the runs, each in one of its own, and of their report.
         data_dir: where data sets are looked for first.
         quiet: no progress.
+        costs_only: train nothing; measure what the blocks cost, and propose a balance.
 
     Raises:
         ConfigurationError: a number is out of range.
@@ -84,12 +85,32 @@ class Comparison:
     out: Path = Path("runs/compare-parallel")
     data_dir: Path | None = None
     quiet: bool = False
+    costs_only: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.accuracy <= 1:  # also refuses NaN
             raise ConfigurationError(f"accuracy is a share in (0, 1]; given {self.accuracy}")
         if self.seeds < 1:
             raise ConfigurationError(f"seeds is a whole number of at least 1; given {self.seeds}")
+
+
+def predict(recipe: Decoupled, how: Comparison) -> dict[str, Any]:
+    """What synthetic gradients promise of the recipe's network here: see `synaptome.recipes.block_prediction`.
+
+    Raises:
+        ConfigurationError, DataError, WorkerLostError: it cannot be measured.
+        Interrupted: this process was asked to stop.
+    """
+    _check_one_of_each(recipe)
+    settings = _cell(recipe, next(way for way in WAYS if way.method == "synthetic"), how, how.seed).settings
+    with StopRequest() as stop:
+        ended = together(PREDICT, settings, 1, recipe.timeout, stop, quiet=True)
+        if ended is None:
+            raise Interrupted(stop.signum or 0, "nothing was written, and no process is left")
+    if ended.failure:
+        raise _CLASSES.get(ended.exit_code, SynaptomeError)(ended.failure)
+    prediction: dict[str, Any] = ended.told[0]["prediction"]
+    return prediction
 
 
 def run_ways(recipe: Decoupled, how: Comparison, ways: Sequence[Way] = WAYS) -> list[Path]:
@@ -110,11 +131,7 @@ def run_ways(recipe: Decoupled, how: Comparison, ways: Sequence[Way] = WAYS) -> 
         RunError: a folder holds another run, or cannot be written.
         Interrupted: this process was asked to stop; the processes that it had started are ended.
     """
-    if recipe.levels > 1 or recipe.replicas > 1:
-        raise ConfigurationError(
-            f"ways to learn one network are compared, in a process for each block; given {recipe.levels} levels and "
-            f"{recipe.replicas} replicas: leave levels and replicas out"
-        )
+    _check_one_of_each(recipe)
     seeds = range(how.seed, how.seed + how.seeds)
     for way in ways:  # what is wrong with one is told before any is started
         running.build(_cell(recipe, way, how, how.seed).settings)
@@ -150,6 +167,14 @@ def is_done(path: Path) -> bool:
     return (path / FILE).exists() and not read_json(path / FILE)["failure"] and bool(read_run(path).summary)
 
 
+def _check_one_of_each(recipe: Decoupled) -> None:
+    if recipe.levels > 1 or recipe.replicas > 1:
+        raise ConfigurationError(
+            f"ways to learn one network are compared, in a process for each block; given {recipe.levels} levels and "
+            f"{recipe.replicas} replicas: leave levels and replicas out"
+        )
+
+
 def _cell(recipe: Decoupled, way: Way, how: Comparison, seed: int) -> Cell:
     """The run of a way with a seed."""
     data_dir = None if how.data_dir is None else str(how.data_dir.resolve())
@@ -161,12 +186,12 @@ def _timed(way: Way, settings: RunSettings, path: Path, how: Comparison, stop: S
     """Run a way in a folder that holds nothing else; what it cost, or None if it was stopped."""
     made = cast(Decoupled, settings.recipe)
     processes = made.block_count * made.replicas if way.shared else 1
-    predicted = None
-    if way.method == "synthetic" and made.replicas == 1:  # the cost model knows no replicas
+    prediction = None
+    if way.method == "synthetic":
         ended = together(PREDICT, settings, 1, made.timeout, stop, quiet=True)
         if ended is None:
             return None
-        predicted = ended.told[0].get("predicted")
+        prediction = ended.told[0].get("prediction")  # there is none if it failed, as the run then will
     remove_run(path)
     ended = together(str(path), settings, processes, made.timeout, stop, quiet=how.quiet)
     if ended is None:
@@ -179,7 +204,7 @@ def _timed(way: Way, settings: RunSettings, path: Path, how: Comparison, stop: S
         "threads": way.threads,
         "batch": made.batch,
         "peak_mb": [told.get("peak_mb") for told in ended.told],
-        "predicted": predicted,
+        "prediction": prediction,
         "exit_code": ended.exit_code,
         "failure": ended.failure,
     }

@@ -9,6 +9,7 @@ import torch
 from torch import distributed
 
 from synaptome.errors import ConfigurationError, WorkerLostError
+from synaptome.learning.parallel.groups import leave_at_exit
 
 
 def processes() -> int:
@@ -53,6 +54,7 @@ def joined(timeout: float, device: torch.device | None = None) -> None:
     """
     if distributed.is_initialized():
         return
+    leave_at_exit()
     try:
         over = backend(device or torch.device("cpu"))
         distributed.init_process_group(over, timeout=timedelta(seconds=timeout))

@@ -2,7 +2,7 @@
 
 It runs the recipe `decoupled` as `synaptome run` does, with the time of its steps in the rows of metrics, and writes
 one line of JSON on standard output: its peak of memory, and why it stopped if it did. With `predict` in place of a
-folder it writes what the cost model says of the settings.
+folder it writes what the cost model says of the settings (`synaptome.recipes.block_prediction`).
 """
 
 from __future__ import annotations
@@ -18,9 +18,8 @@ from typing import Any
 import torch
 
 from synaptome.errors import SynaptomeError
-from synaptome.learning.block_costs import measured_costs, predicted_speedup
-from synaptome.learning.synthetic import SyntheticGradients
 from synaptome.recipes import running
+from synaptome.recipes.block_prediction import predicted
 from synaptome.recipes.decoupled import Decoupled
 from synaptome.recipes.recipe import Experiment, RunSettings
 from synaptome.training.callbacks import Callback, each_epoch
@@ -56,7 +55,7 @@ def main(words: Sequence[str]) -> int:
     code = 0
     try:
         if where == PREDICT:
-            told["predicted"] = predicted(settings)
+            told["prediction"] = predicted(settings)
         else:
             # No checkpoint on the way: a run that is stopped starts again, since two halves are no measurement.
             running.start(settings, Path(where), progress=view(quiet), checkpoint_seconds=math.inf)
@@ -67,14 +66,6 @@ def main(words: Sequence[str]) -> int:
         pass
     print(json.dumps(told | {"peak_mb": peak_megabytes()}), flush=True)
     return code
-
-
-def predicted(settings: RunSettings) -> float | None:
-    """How many times as fast as backpropagation the blocks are by what their parts cost; None for other methods."""
-    experiment = running.build(settings)
-    if not isinstance(experiment.rule, SyntheticGradients):
-        return None
-    return predicted_speedup(measured_costs(experiment.rule, experiment.data.train[slice(experiment.batch)]))
 
 
 if __name__ == "__main__":

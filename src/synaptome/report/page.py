@@ -28,7 +28,7 @@ def render(
     charts: Mapping[str, Chart],
     found: measures.Found,
     addresses: Mapping[str, str],
-    compared: Html | None = None,
+    first: Sequence[Html] = (),
 ) -> str:
     """The whole page.
 
@@ -37,7 +37,7 @@ def render(
         charts: what to draw, by the address of its data relative to the page, such as `report-data/loss.csv`.
         found: what was measured of the synapses; the page has no section on it if that is nothing.
         addresses: of the data of each figure of `found`, by the figure's name.
-        compared: ways to train side by side, a section of `synaptome.report.ways`.
+        first: sections above the results, such as those of `synaptome.report.ways`.
     """
     runs = [run for group in groups for run in group.runs]
     names = _names(runs)
@@ -54,7 +54,7 @@ def render(
     ]
     body = [
         tag("header", tag("h1", title), tag("p", _headline(groups, rows), class_="headline"), *_notices(runs, names)),
-        *([compared] if compared else []),
+        *first,
         _results(rows),
         *([networks] if (networks := population_section(groups)) else []),
         _curves(groups, charts),

@@ -5,9 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
+from synaptome.report.block_costs import BlockCosts, block_costs, costs_table
 from synaptome.report.measured import read_final_of_all
 from synaptome.report.populations import population_table
 from synaptome.report.robustness import pruning
@@ -33,8 +35,22 @@ def show(records: Sequence[RunRecord], destination: Path) -> None:
         console.print(networks)
     if (compared := ways_table(records)) is not None:
         console.print(compared)
+    if (costs := block_costs(records)) is not None:
+        _print_costs(costs, console)
     _show_pruned(groups)
     print(f"report: {write_report(records, destination, tell=_warn)}")
+
+
+def show_costs(prediction: dict[str, Any]) -> None:
+    """Print what `synaptome.recipes.block_prediction.predicted` has found."""
+    costs = BlockCosts.of(prediction)
+    assert costs is not None
+    _print_costs(costs, Console())
+
+
+def _print_costs(costs: BlockCosts, console: Console) -> None:
+    console.print(costs_table(costs))
+    console.print(f"{costs.said()} Costs are in milliseconds of a step.", soft_wrap=True)
 
 
 def _show_pruned(groups: Sequence[Group]) -> None:

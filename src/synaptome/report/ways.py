@@ -89,7 +89,7 @@ def _way(name: str, runs: Sequence[tuple[RunRecord, dict[str, Any]]], baseline: 
     done = [(run, cost) for run, cost in runs if run.summary and not cost.get("failure")]
     steps = [(run, step) for run, _ in done if (step := _step(run))]
     speeds = [base / step for run, step in steps if (base := baseline.get(run.recipe.get("seed")))]
-    predictions = [value for _, cost in done if (value := number(cost.get("predicted"))) is not None]
+    predictions = [value for _, cost in done if (value := _predicted(cost)) is not None]
     lists = [each for _, cost in done if isinstance(each := cost.get("peak_mb"), list)]
     peaks = [[number(peak) or 0.0 for peak in each] for each in lists]
     median = statistics.median(step for _, step in steps) if steps else None
@@ -112,6 +112,11 @@ def _way(name: str, runs: Sequence[tuple[RunRecord, dict[str, Any]]], baseline: 
 def _step(run: RunRecord) -> float | None:
     """Milliseconds of a step of a finished run."""
     return number(run.summary.get(STEP_MS))
+
+
+def _predicted(cost: dict[str, Any]) -> float | None:
+    prediction = cost.get("prediction")
+    return number(prediction.get("speed")) if isinstance(prediction, dict) else None
 
 
 def _seconds_to(target: float, run: RunRecord) -> float | None:
@@ -188,15 +193,13 @@ def ways_table(runs: Sequence[RunRecord]) -> Table | None:
     return drawn
 
 
-def ways_section(found: Sequence[Way], address: str) -> Html | None:
-    """The table for the page; None if there are no ways.
+def ways_section(found: Sequence[Way], address: str) -> Html:
+    """The table for the page.
 
     Args:
-        found: of `ways`.
+        found: of `ways`, at least one.
         address: of the same as CSV, relative to the page.
     """
-    if not found:
-        return None
     shown = columns(found)
     failed = [
         tag("p", tag("strong", f"{way.name} failed:"), f" {failure}", class_="notice")

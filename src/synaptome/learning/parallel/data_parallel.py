@@ -17,8 +17,9 @@ from torch import Tensor, distributed, nn
 from synaptome.data.dataset import Batch
 from synaptome.errors import NumericError
 from synaptome.learning.backprop import Backprop
+from synaptome.learning.parallel.groups import listening, own_group
 from synaptome.learning.parallel.lines import Line
-from synaptome.learning.parallel.orders import INPUTS, STEP, Orders, listening, own_group
+from synaptome.learning.parallel.orders import INPUTS, STEP, Orders
 
 
 class Replica(Backprop):

@@ -7,9 +7,8 @@ Whoever serves has a worker that does what is asked, and says a word only when i
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
-from datetime import timedelta
+from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any, Protocol
 
 import torch
@@ -20,8 +19,6 @@ from synaptome.learning.parallel.lines import Line
 
 ORDER, STATE, INPUTS = range(3)  # tags
 STEP, SEND_MODEL, SEND_STATE, TAKE_STATE, REFINE, END = range(6)  # orders
-# What tells errors of gloo, which has no class for them: its files, and the one message that does not name its place.
-OF_GLOO = ("/gloo/", "Application timeout caused pair closure")
 HEAD = 3  # numbers of an order before the labels: which one, how many labels, and examples of the whole batch
 
 
@@ -163,35 +160,3 @@ def serve(worker: Worker, batch: int, timeout: float) -> None:
         else:
             worker.load_state_dict(line.receive_state(STATE))
     line.flush()
-
-
-def own_group(timeout: float) -> distributed.ProcessGroup:
-    """A group of all processes whose waits end after `timeout` seconds; every process must ask for it.
-
-    Raises:
-        ConfigurationError: there is one process only, or the timeout is out of range.
-        WorkerLostError: the others did not all come in time.
-    """
-    if not (distributed.is_initialized() and distributed.get_world_size() > 1):
-        raise ConfigurationError(
-            "a batch is shared out among two processes or more, which torch.distributed.init_process_group('gloo') has "
-            "joined; start them with torchrun --nproc-per-node 2"
-        )
-    Line(0, timeout)  # which refuses what is no timeout
-    with listening(timeout):
-        group: distributed.ProcessGroup = distributed.new_group(timeout=timedelta(seconds=timeout))
-    return group
-
-
-@contextmanager
-def listening(timeout: float) -> Iterator[None]:
-    """What torch raises of a process that is gone, as a `WorkerLostError`; other errors stay what they are."""
-    try:
-        yield
-    except RuntimeError as error:
-        if not isinstance(error, distributed.DistError) and not any(mark in str(error) for mark in OF_GLOO):
-            raise
-        raise WorkerLostError(
-            f"process {distributed.get_rank()} of {distributed.get_world_size()} waited for the others, and one of "
-            f"them has ended, or did not answer within {timeout:g} s ({str(error).splitlines()[0]}); see what they say"
-        ) from error

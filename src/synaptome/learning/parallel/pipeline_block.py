@@ -15,9 +15,9 @@ from torch.nn import functional as F
 from synaptome.errors import ConfigurationError, NumericError, unknown
 from synaptome.learning.loss import Loss, loss_named
 from synaptome.learning.optimization import MakeOptimizer, MakeScheduler, load_schedule, schedule_state
+from synaptome.learning.parallel.groups import listening, own_group
 from synaptome.learning.parallel.lines import Line
 from synaptome.learning.parallel.messages import check_processes
-from synaptome.learning.parallel.orders import listening, own_group
 
 Order = Literal["gpipe", "1f1b"]
 NOTHING = -1  # the label of a copy that does not count

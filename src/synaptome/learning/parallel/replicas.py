@@ -16,7 +16,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.distributed_c10d import _set_pg_timeout
 
 from synaptome.learning.loss import batch_means
-from synaptome.learning.parallel.orders import listening
+from synaptome.learning.parallel.groups import leave_at_exit, listening
 
 
 class Replicas:
@@ -70,6 +70,7 @@ class ReplicaProcesses(Replicas):
     """
 
     def __init__(self, blocks: int, replicas: int, timeout: float) -> None:
+        leave_at_exit()
         # A mesh of the CPU, also where replicas compute on GPUs: it has the backends that the processes have met with.
         mesh = init_device_mesh("cpu", (blocks, replicas), mesh_dim_names=("block", "data"))
         self.count, self._rank = replicas, mesh.get_local_rank("data")

@@ -8,7 +8,8 @@ network (32 layers of the given width, tanh, ten classes) on the same batch with
 | `backprop` | nothing |
 | `backprop, 2 threads` | half of each product |
 | `synthetic` | the second half of the layers, at once: a linear synthesiser conditioned on labels, delay 1 |
-| `stale` | the same with true gradients of the batch before, on which the first half runs again |
+| `synthetic, free` | the same at a free pace, gradients up to 4 steps late |
+| `stale` | the same as `synthetic` with true gradients of the batch before, on which the first half runs again |
 | `locked` | the second half of the layers, when the first has done its own: no overlap |
 | `GPipe`, `1F1B` | the same in microbatches, of which several are under way: `synaptome.learning.parallel.pipeline` |
 | `DDP` | half of each batch, which the first process sends it: `synaptome.learning.parallel.data_parallel` |
@@ -138,6 +139,7 @@ def together(worker: Worker, rule: Callable[[], Pipeline | DataParallel], data: 
 
 WAYS: dict[str, MakeSteps] = {
     "synthetic": partial(blocks, Decoupling(delay=1)),
+    "synthetic, free": partial(blocks, Decoupling(delay=4, free=True)),
     "stale": partial(blocks, Decoupling(delay=1, true_share=1.0)),
     "locked": partial(blocks, Decoupling(delay=0, true_share=1.0)),
     "GPipe": partial(pipeline, "gpipe"),

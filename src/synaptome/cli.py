@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import field, make_dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -45,7 +46,7 @@ from synaptome.options import (
 from synaptome.recipes import RECIPES, running
 from synaptome.recipes.decoupled import Decoupled
 from synaptome.recipes.demo import DEMO, SEEDS
-from synaptome.recipes.parallel_comparison import Comparison, predict, run_ways, tell_failures
+from synaptome.recipes.parallel_comparison import Comparison, predict_costs, run_ways, tell_failures
 from synaptome.recipes.pools import Cluster
 from synaptome.recipes.process_group import processes, rank
 from synaptome.recipes.recipe import Recipe, RunSettings
@@ -132,15 +133,20 @@ def sweep(words: Sequence[str]) -> None:
 
 def compare_parallel(words: Sequence[str]) -> None:
     """`compare-parallel [--field value ...]`: every way to train the network of `decoupled` in parallel, in turn."""
-    _require_one_process()
+    if processes() > 1:
+        raise ConfigurationError(
+            f"compare-parallel starts the processes of each way itself; given the {processes()} of torchrun: start it "
+            f"without"
+        )
     if arguments.given(words, "--method"):
         raise ConfigurationError("compare-parallel runs every method; leave --method out")
     default = _for_optimizer(words, Decoupled())
     recipe, options = _parsed(default, Comparison(), "synaptome compare-parallel", words, COMPARE_PARALLEL)
+    _warn_of_other_work()
     if options.costs_only:
-        return show_costs(predict(cast(Decoupled, recipe), options))
+        return show_costs(predict_costs(cast(Decoupled, recipe), options))
     paths = run_ways(cast(Decoupled, recipe), options)
-    show([read_run(path) for path in paths], options.out / "report.html")
+    show([read_run(path) for path in paths], options.out / "report.html", timed=True)
     return tell_failures(paths)
 
 
@@ -408,6 +414,17 @@ def _require_one_process() -> None:
             f"the {processes()} processes that torchrun has started work at one run; give it one run and one seed, or "
             f"start several runs without torchrun"
         )
+
+
+def _warn_of_other_work() -> None:
+    """Tell that times will be worth little, if more than half a core had other work in the last minute."""
+    with suppress(OSError):  # where the system does not say
+        if (load := os.getloadavg()[0]) > 0.5:
+            print(
+                f"synaptome: this machine had other work in the last minute (load {load:.1f}); beside it, times say "
+                f"little: stop it, or wait a minute after an earlier run",
+                file=sys.stderr,
+            )
 
 
 def _run_each(

@@ -23,25 +23,27 @@ from synaptome.networks.synthesisers import Synthesiser
 @given(st.lists(st.integers(0, 20), min_size=1, max_size=8), st.data())
 def test_no_other_balance_has_a_faster_slowest_block(costs, data):
     blocks = data.draw(st.integers(1, len(costs)))
-    apart = data.draw(st.lists(st.integers(0, 9), min_size=blocks, max_size=blocks))
+    overheads = data.draw(st.lists(st.integers(0, 9), min_size=blocks, max_size=blocks))
 
     def slowest(balance):
         cuts = [sum(balance[:number]) for number in range(blocks + 1)]
-        return max(sum(costs[start:stop]) + extra for (start, stop), extra in zip(pairwise(cuts), apart, strict=True))
+        return max(
+            sum(costs[start:stop]) + extra for (start, stop), extra in zip(pairwise(cuts), overheads, strict=True)
+        )
 
     every = [
         tuple(stop - start for start, stop in pairwise((0, *cuts, len(costs))))
         for cuts in combinations(range(1, len(costs)), blocks - 1)
     ]
-    found = balanced([float(cost) for cost in costs], [float(cost) for cost in apart])
+    found = balanced([float(cost) for cost in costs], [float(cost) for cost in overheads])
     assert found in every
     assert slowest(found) == min(map(slowest, every))
 
 
 def test_equal_blocks_gain_what_the_formula_says():
-    blocks, learning, synthesis, transfer = 4, 3.0, 0.5, 0.25
-    costs = [BlockCost(1.0, 1.5, 0.5, synthesis, transfer)] * (blocks - 1) + [BlockCost(1.0, 1.5, 0.5)]
-    gain = blocks / (1 + blocks * (synthesis + transfer) / (blocks * learning))
+    blocks, learning, synthesis, replay, transfer = 4, 3.0, 0.5, 0.125, 0.25
+    costs = [BlockCost(1.0, 1.5, 0.5, synthesis, replay, transfer)] * (blocks - 1) + [BlockCost(1.0, 1.5, 0.5)]
+    gain = blocks / (1 + blocks * (synthesis + replay + transfer) / (blocks * learning))
     assert predicted_speedup(costs) == pytest.approx(gain)
 
 
@@ -136,6 +138,43 @@ def test_each_part_is_measured_by_itself(monkeypatch):
     gradients, inputs = [2 * 10 + 20 + 7, 2 * 30 + 40 + 7], [2 * 100 + 200 + 7, 2 * 300 + 400 + 7]
     every = [gradients[0], gradients[1] + inputs[0], inputs[1]]
     assert [cost.synthesis for cost in costs] == pytest.approx(every, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("how", "replays"),
+    [
+        (Decoupling(delay=1), [0, 0, 0]),
+        (Decoupling(delay=0, true_share=1.0), [0, 0, 0]),
+        (Decoupling(delay=2, true_share=1.0), [1, 3, 0]),  # forward again
+        (Decoupling(delay=1, true_share=0.5), [1 + 2, 3 + 5, 0]),  # and backward, beside the guess
+    ],
+    ids=str,
+)
+def test_late_true_gradients_are_replayed(monkeypatch, how, replays):
+    clock = Clock()
+    monkeypatch.setattr(time, "perf_counter", clock.look)
+    blocks = [Slow(clock, 1, 2), Slow(clock, 3, 5), nn.Linear(8, 3)]
+    costs = measured_costs(rule_of(blocks, how=how), BATCH)
+    assert [cost.replay for cost in costs] == pytest.approx(replays, abs=0.01)
+
+
+def test_blocks_are_measured_on_what_the_network_gives_them(monkeypatch):
+    """However far measuring takes the copies."""
+    monkeypatch.setattr(block_costs, "SECONDS", 0.0)
+    given = []
+
+    class Seen(nn.Linear):
+        def forward(self, x):
+            given.append(x.detach())
+            return super().forward(x)
+
+    torch.manual_seed(0)
+    rule = SyntheticGradients(
+        [nn.Linear(8, 8), Seen(8, 3)], lambda p: torch.optim.SGD(p, 1e3), how=Decoupling(delay=0, true_share=1.0)
+    )
+    measured_costs(rule, BATCH)
+    expected = rule.learners[0].block(BATCH.inputs)
+    assert all(torch.equal(x, expected) for x in given)
 
 
 def test_there_are_as_many_blocks_as_layers_at_most():

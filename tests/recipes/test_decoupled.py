@@ -47,9 +47,13 @@ def test_every_method_learns_in_one_process(tmp_path, method):
     assert ("train/cosine/1" in summary) == (method == "synthetic")
 
 
-def test_processes_write_the_run_of_one_process(tmp_path, started, ended):
-    assert run(tmp_path / "one") == 0
-    words = ["run", "decoupled", *DIGITS, "--out", tmp_path / "two"]
+CONVOLUTIONAL = ["--convolutional", "True", "--width", "4", "--epochs", "1"]
+
+
+@pytest.mark.parametrize("more", [[], pytest.param(CONVOLUTIONAL, marks=pytest.mark.slow)], ids=str)
+def test_processes_write_the_run_of_one_process(tmp_path, started, ended, more):
+    assert run(tmp_path / "one", *more) == 0
+    words = ["run", "decoupled", *DIGITS, *more, "--out", tmp_path / "two"]
     codes, said = ended(started(words))
     assert codes == [0, 0], said
     same_tensors(tmp_path / "one", tmp_path / "two")
@@ -77,7 +81,15 @@ def test_torchrun_starts_them(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("more", [["--epochs", "40"], ["--epochs", "20", "--depth", "2", "--levels", "2"]], ids=str)
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["--epochs", "40"],
+        ["--epochs", "20", "--depth", "2", "--levels", "2"],
+        ["--epochs", "10", "--convolutional", "True", "--width", "4", "--balance", "4", "0"],
+    ],
+    ids=str,
+)
 def test_a_run_of_replicas_goes_on_in_one_process_and_the_other_way_round(tmp_path, started, ended, more):
     words = [*more, "--optimization.rate", "1e-3"]
     often = ["--checkpoint-seconds", "0.2", "--quiet"]
@@ -228,6 +240,12 @@ def test_what_learns_in_one_process_refuses_several(tmp_path, started, ended, wo
         ({"delay": -1}, "at least 0; given delay -1"),
         ({"synthesis_rate": 0.0}, "positive number; given 0.0"),
         ({"network": "feed-forward", "time": 3.0}, "has no time"),
+        ({"network": "feed-forward", "convolutional": True}, "has no convolutions"),
+        ({"convolutional": True}, "convolutions are of images, and swiss-roll is points"),
+        (
+            {"data": "digits", "synthesiser": "convolutional"},
+            "choose synthesiser linear or mlp, or .* convolutional True",
+        ),
         ({"timeout": -1.0}, "above 0; given -1.0"),
         ({"free": True, "delay": 0}, "delay of at least 1"),
         (
@@ -270,6 +288,32 @@ def test_inputs_are_guessed_if_asked_for():
     assert [each.synthesis.module.layers[0].out_features for each in inputs[1:]] == [5, 5]
     assert experiment.rule.how == Decoupling(delay=3, free=True)
     assert experiment.learning == "synthetic gradients, synthetic inputs, free"
+
+
+def test_images_stay_images_between_convolutional_blocks():
+    recipe = Decoupled(data="digits", convolutional=True, blocks=3, width=4, depth=6)
+    assert recipe.resolved().convolutional
+    assert recipe.resolved().synthesiser == "convolutional"
+    assert Decoupled(data="digits").resolved().synthesiser == "linear"
+    rule = recipe.experiment(0, torch.device("cpu"), None).rule
+    assert [learner.synthesis.module.shape for learner in rule.learners[:-1]] == [
+        (8, 8, 8)
+    ] * 2  # two fields of Verlet's
+    assert [learner.synthesis.module.layers[0].in_channels for learner in rule.learners[:-1]] == [18, 18]  # and labels
+    assert not Decoupled(data="digits").resolved().convolutional
+    assert Decoupled(data="cifar10").resolved().convolutional
+    assert Decoupled(data="cifar10", network="feed-forward").resolved().convolutional is None
+    assert Decoupled(data="cifar10").resolved().synthesiser == "convolutional"
+
+
+@pytest.mark.parametrize(
+    "more", [[], ["--synthetic-inputs", "linear"], ["--method", "stale"], ["--levels", "2"]], ids=str
+)
+def test_blocks_of_images_learn(tmp_path, more):
+    words = ["--convolutional", "True", "--width", "4", "--depth", "2", "--epochs", "2", *more]
+    assert run(tmp_path / "run", *words) == 0
+    record = read_run(tmp_path / "run")
+    assert record.summary["test/loss"] < record.metrics[0]["test/loss"]
 
 
 def test_warmup_is_told_in_epochs():

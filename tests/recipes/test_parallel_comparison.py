@@ -205,7 +205,7 @@ def test_costs_only_trains_nothing(tmp_path, capsys, monkeypatch):
     assert cli.main([*words, "--costs-only"]) == 0
     told = capsys.readouterr().out
     assert re.search(r"block +layers +forward +backward +update +synthesis +transfer +total", told)
-    assert re.search(r"Blocks of 2 \+ 2 layers promise \d\.\d\d times the steps a second", told)
+    assert re.search(r"Blocks of 2 \+ 2 layers promise \d\.\d\d times the steps of one process", told)
     assert not (tmp_path / "out").exists()
 
     assert cli.main([*words, "--costs-only", "--data", "mnist", "--data-dir", str(tmp_path)]) == 3
@@ -217,7 +217,7 @@ def test_costs_only_trains_nothing(tmp_path, capsys, monkeypatch):
 def test_it_is_for_one_process(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert cli.main(["compare-parallel", "--out", str(tmp_path / "out")]) == 2
-    assert "2 processes that torchrun has started" in capsys.readouterr().err
+    assert "starts the processes of each way itself; given the 2 of torchrun" in capsys.readouterr().err
 
 
 def test_each_way_takes_of_the_fields_what_it_has():

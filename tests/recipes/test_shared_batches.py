@@ -34,13 +34,16 @@ def same_numbers(first, second):
         assert torch.allclose(tensor, found[1][name], rtol=1e-2, atol=1e-4), name
 
 
-METHODS = ["ddp", *(pytest.param(method, marks=pytest.mark.slow) for method in ("gpipe", "1f1b"))]
+# Layers of images, and a block that is the classifier alone, in which some parameters are empty.
+IMAGES = ["--convolutional", "True", "--width", "4", "--balance", "4", "0"]
+SLOW = (("ddp", []), ("gpipe", []), ("1f1b", IMAGES))
+WAYS = [("ddp", IMAGES), *(pytest.param(*way, marks=pytest.mark.slow) for way in SLOW)]
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_processes_write_the_run_of_backprop(tmp_path, started, ended, method):
-    assert cli.main(words(tmp_path / "one", "backprop")) == 0
-    codes, said = ended(started(words(tmp_path / "two", method)))
+@pytest.mark.parametrize(("method", "more"), WAYS)
+def test_processes_write_the_run_of_backprop(tmp_path, started, ended, method, more):
+    assert cli.main(words(tmp_path / "one", "backprop", *more)) == 0
+    codes, said = ended(started(words(tmp_path / "two", method, *more)))
     assert codes == [0, 0], said
     same_numbers(tmp_path / "one", tmp_path / "two")
     one, two = (read_run(tmp_path / name) for name in ("one", "two"))

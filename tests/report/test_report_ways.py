@@ -3,18 +3,26 @@
 import csv
 import io
 import json
+import re
 
 import pytest
 from rich.console import Console
 
 from synaptome.errors import RunError
-from synaptome.report.block_costs import BlockCosts, block_costs
+from synaptome.report.prediction import Prediction, costs_table, first_prediction
 from synaptome.report.terminal import show
 from synaptome.report.ways import FILE, columns, ways, ways_csv, ways_section, ways_table
 from synaptome.report.writing import write_report
 from synaptome.training.run import read_run
 
-PARTS = {"forward": 1e-3, "backward": 2e-3, "update": 5e-4, "synthesis": 2.5e-4, "transfer": 1.25e-4}
+PARTS = {
+    "forward": 1e-3,
+    "backward": 2e-3,
+    "update": 5e-4,
+    "synthesis": 2.5e-4,
+    "replay": 0.0,
+    "transfer": 1.25e-4,
+}
 PREDICTION = {
     "speed": 1.8,
     "balance": [3, 1],
@@ -117,27 +125,36 @@ def test_the_report_has_the_table_and_its_data(four, tmp_path, capsys):
     assert 'href="report-data/ways.csv"' in page
     assert (tmp_path / "report-data" / "ways.csv").read_text() == ways_csv(ways(four))
     assert "<h2>What the blocks cost</h2>" in page
-    assert "promise 1.80 times the steps a second; 1.50 were measured. The balance 2 + 2 promises most: 1.90" in page
+    # Of seed 0, the first with a prediction.
+    assert (
+        "promise 1.80 times the steps of one process; 2.00 were measured. Of balances 2 + 2 promises most: 1.90" in page
+    )
     rows = list(csv.DictReader(io.StringIO((tmp_path / "report-data" / "blocks.csv").read_text())))
     assert rows[1] == {
         "block": "2", "layers": "1", "forward_ms": "1", "backward_ms": "2", "update_ms": "0.5", "synthesis_ms": "0",
-        "transfer_ms": "0.125",
+        "replay_ms": "0", "transfer_ms": "0.125",
     }  # fmt: skip
     told = capsys.readouterr().out
     assert "1.50 (1.70)" in told
-    assert "1.00       2.00     0.50        0.25       0.12    3.88" in told
-    assert "The balance 2 + 2 promises most: 1.90 times." in told
+    assert re.search(r"1 +3 +1.00 +2.00 +0.50 +0.25 +0.12 +3.88", told)
+    assert "Of balances 2 + 2 promises most: 1.90 times." in told
 
 
 def test_the_best_balance_is_said_to_be_the_best():
-    best = BlockCosts.of(PREDICTION | {"proposed": [3, 1], "proposed_speed": 1.8})
+    best = Prediction.of(PREDICTION | {"proposed": [3, 1], "proposed_speed": 1.8})
     assert best.said() == (
-        "Blocks of 3 + 1 layers promise 1.80 times the steps a second. No other balance promises more."
+        "Blocks of 3 + 1 layers promise 1.80 times the steps of one process. No balance with a layer in each block "
+        "promises clearly more."
     )
 
 
-def test_the_table_fits_a_terminal(four):
+def test_the_tables_fit_a_terminal(four):
     console = Console(width=80)
+    replayed = PREDICTION | {"blocks": [PARTS | {"replay": 0.1, "forward": 0.12}] * 2}
+    with console.capture() as captured:
+        console.print(costs_table(Prediction.of(replayed)))
+    assert re.search(r"block +layers +forward +backward +update +synthesis +replay +transfer +total", captured.get())
+    assert re.search(r"1 +3 +120.00 +2.00 +0.50 +0.25 +100.00 +0.12 +222.88", captured.get())
     with console.capture() as captured:
         console.print(ways_table(four))
     assert "500 +" in captured.get()
@@ -148,7 +165,7 @@ def test_other_runs_have_no_such_table(finished, tmp_path):
     runs = [finished("plain")]
     assert ways(runs) == []
     assert ways_table(runs) is None
-    assert block_costs(runs) is None
+    assert first_prediction(runs) is None
     write_report(runs, tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text()
     assert "Ways side by side" not in page
@@ -187,6 +204,15 @@ def test_what_a_run_should_not_say_is_not_known(four, content):
         {"balance": [3, "1"]},
         {"balance": [3, -1]},
         {"balance": [3, 1, 1]},
+        {"balance": [2.5, 1.5]},
+        {"balance": [True, 3]},
+        {"balance": [10**300, 1], "proposed": [10**300, 1]},
+        {"proposed": [3, 2]},
+        {"proposed": [2, 1, 1]},
+        {"blocks": [PARTS, 7]},
+        {"blocks": [PARTS, PARTS | {"update": -1.0}]},
+        {"blocks": [PARTS, PARTS | {"update": 1e300}]},
+        {"blocks": [PARTS, {name: value for name, value in PARTS.items() if name != "replay"}]},
         {"blocks": 3},
         {"proposed": "2 + 2"},
         {"proposed_speed": -1.0},
@@ -195,7 +221,7 @@ def test_what_a_run_should_not_say_is_not_known(four, content):
 )
 def test_what_is_no_prediction_is_left_out(four, wrong, tmp_path):
     prediction = PREDICTION | wrong if wrong else wrong
-    assert BlockCosts.of(prediction) is None
+    assert Prediction.of(prediction) is None
     for run in four:
         cost = json.loads((run.path / FILE).read_text()) | {"prediction": prediction}
         (run.path / FILE).write_text(json.dumps(cost))
@@ -203,7 +229,8 @@ def test_what_is_no_prediction_is_left_out(four, wrong, tmp_path):
     assert "What the blocks cost" not in (tmp_path / "report.html").read_text()
 
 
-def test_a_part_that_is_not_known_is_0(four):
-    parts = {"forward": "x", "backward": None, "update": 1e-3}
-    costs = BlockCosts.of(PREDICTION | {"blocks": [parts, 7]})
-    assert [list(block.values()) for block in costs.blocks] == [[0.0, 0.0, 1.0, 0.0, 0.0], [0.0] * 5]
+def test_why_there_is_no_prediction_is_told(four, tmp_path):
+    cost = json.loads((four[0].path / FILE).read_text()) | {"prediction": None, "prediction_failure": "no <room>"}
+    (four[0].path / FILE).write_text(json.dumps(cost))
+    write_report(four, tmp_path / "report.html")
+    assert "<strong>No prediction:</strong> no &lt;room&gt;" in (tmp_path / "report.html").read_text()

@@ -82,8 +82,9 @@ class StableBlock(nn.Module):
         super().__init__()
         self.flow, self.first, self.depth = network.flow, first, end - first
         self.opening = copy.deepcopy(network.opening) if first == 0 else None
-        self.weight = nn.Parameter(network.weight.detach()[first:end].clone())
-        self.bias = nn.Parameter(network.bias.detach()[first:end].clone())
+        some = end > first  # without layers there is no gradient, which DistributedDataParallel would wait for
+        self.weight = nn.Parameter(network.weight.detach()[first:end].clone(), requires_grad=some)
+        self.bias = nn.Parameter(network.bias.detach()[first:end].clone(), requires_grad=some)
         self.classifier = copy.deepcopy(network.classifier) if last else None
 
     def forward(self, x: Tensor) -> Tensor:

@@ -74,8 +74,7 @@ def even(depth: int, blocks: int) -> tuple[int, ...]:
     Raises:
         ConfigurationError: there are more blocks than layers, or none.
     """
-    if not 1 <= blocks <= depth:
-        raise ConfigurationError(f"a network of {depth} layers has from 1 to {depth} blocks; given {blocks}")
+    check_blocks(depth, blocks)
     small, larger = divmod(depth, blocks)
     return tuple(small + (block < larger) for block in range(blocks))
 
@@ -101,6 +100,15 @@ def border_shapes(
         x = copy.deepcopy(block).eval()(x)  # of a copy: to run a block may count, or draw
         shapes.append(tuple(x.shape[1:]))
     return shapes[:-1]
+
+
+def check_blocks(depth: int, blocks: int) -> None:
+    """Refuse more blocks than layers, or none, with a ConfigurationError."""
+    if not 1 <= blocks <= depth:
+        raise ConfigurationError(
+            f"a network of depth {depth} has from 1 to {depth} blocks; given {blocks}: choose as many, or a greater "
+            f"depth"
+        )
 
 
 def check_balance(balance: Sequence[int], depth: int, least: int = 1) -> None:

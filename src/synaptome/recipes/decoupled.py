@@ -26,7 +26,7 @@ from synaptome.networks.partition import border_shapes, check_balance, even, spl
 from synaptome.networks.stable import StableNetwork
 from synaptome.networks.synthesisers import InputSynthesiser, Synthesiser
 from synaptome.recipes.block_parts import APART, apart, check_replicas, check_replicas_start
-from synaptome.recipes.decoupled_methods import CITATIONS, METHODS, ONLY_OF, Method, check_fields
+from synaptome.recipes.decoupled_methods import CITATIONS, IMAGES, METHODS, ONLY_OF, Method, check_fields
 from synaptome.recipes.failing import check_sizes
 from synaptome.recipes.process_group import own_device, processes
 from synaptome.recipes.recipe import Experiment, Recipe
@@ -35,13 +35,14 @@ from synaptome.recipes.stable_presets import OptimizationChoice, StableChoice, c
 from synaptome.training.callbacks import each_epoch
 
 ROWS = 100  # of metrics, beside that of the start
-LEFT_OPEN = ("width", "depth", "time", "batch", "epochs")  # fields that the data set decides if they are not given
-IMAGES = ("digits", "mnist", "fashion")
+# Fields that the data set decides if they are not given; some are of stable networks alone.
+LEFT_OPEN = ("convolutional", "width", "depth", "time", "batch", "epochs")
+OF_STABLE = ("convolutional", "time")
 
 
-def usual_for(name: str) -> StableChoice:
+def usual_for(name: str, convolutional: bool | None) -> StableChoice:
     """What is taken where a field is not given: more and smaller steps than those of the recipe `stable`."""
-    usual = choice(None, name, None)
+    usual = choice(None, name, convolutional)
     return replace(usual, batch=64) if name in IMAGES else replace(usual, batch=64, epochs=200, rate=3e-3)
 
 
@@ -57,7 +58,8 @@ class Decoupled(Recipe):
         data: points of the plane, or images.
         network: stable (a dynamical system in time, see the recipe `stable`) or feed-forward (tanh).
         dynamics: of a stable network: euler, antisymmetric, leapfrog, verlet, hamiltonian or runge-kutta.
-        width: features of each layer.
+        convolutional: layers of 3 x 3 convolutions in a stable network, for images; if not given, for cifar10 alone.
+        width: features of each layer, or channels of a convolution.
         depth: layers, without the classifier of a stable network; on several levels, those of the first one.
         time: T of a stable network, the length of the interval that its layers divide.
         levels: 1, or how often a stable network is trained: each time at twice the depth of the time before. Blocks
@@ -80,8 +82,10 @@ class Decoupled(Recipe):
             result then depends on timing.
         synthetic_inputs: the kind of synthesiser, linear or mlp, that guesses the inputs of blocks from the network's
             input, so that blocks do not wait for activities either; they do if not given.
-        synthesiser: linear, or mlp with two hidden layers.
-        hidden: neurons in a synthesiser's hidden layers; those of the activity if not given.
+        synthesiser: linear, mlp with two hidden layers, or convolutional; if not given, convolutional of convolutional
+            networks, and linear of others.
+        hidden: neurons, or channels of convolutions, in a synthesiser's hidden layers; those of the activity if not
+            given.
         conditioned: whether guesses depend on labels.
         synthesis_rate: learning rate of synthesisers, by Adam.
         batch: examples a step.
@@ -100,9 +104,10 @@ class Decoupled(Recipe):
         "blocks": {"method": ("synthetic", "stale", "frozen"), "blocks": ("2", "4")},
     }
 
-    data: Literal["ellipses", "swiss-roll", "circle", "peaks", "digits", "mnist", "fashion"] = "swiss-roll"
+    data: Literal["ellipses", "swiss-roll", "circle", "peaks", "digits", "mnist", "fashion", "cifar10"] = "swiss-roll"
     network: Literal["stable", "feed-forward"] = "stable"
     dynamics: Literal["euler", "antisymmetric", "leapfrog", "verlet", "hamiltonian", "runge-kutta"] = "verlet"
+    convolutional: bool | None = None
     width: int | None = None
     depth: int | None = None
     time: float | None = None
@@ -117,7 +122,7 @@ class Decoupled(Recipe):
     least_cosine: float | None = None
     free: bool = False
     synthetic_inputs: Literal["linear", "mlp"] | None = None
-    synthesiser: Literal["linear", "mlp"] = "linear"
+    synthesiser: Literal["linear", "mlp", "convolutional"] | None = None
     hidden: int | None = None
     conditioned: bool = True
     synthesis_rate: float = 1e-3
@@ -132,7 +137,7 @@ class Decoupled(Recipe):
         made = self._choice()
         check_sizes(width=made.width, depth=made.depth, blocks=self.blocks, batch=made.batch, epochs=made.epochs)
         check_sizes(levels=self.levels, replicas=self.replicas)
-        check_fields(self)
+        check_fields(self, made.convolutional)
         if self.warmup >= made.epochs:
             raise ConfigurationError(
                 f"warmup is less than the {made.epochs} epochs, or nothing learns from guesses; given {self.warmup}"
@@ -146,8 +151,9 @@ class Decoupled(Recipe):
         """The same recipe with every number given that the data set decided."""
         made = self._choice()
         optimization = OptimizationChoice(**asdict(self.optimization.made(made.rate)))
-        names = [name for name in LEFT_OPEN if name != "time" or self.network == "stable"]
-        return replace(self, optimization=optimization, **{name: getattr(made, name) for name in names})
+        names = [name for name in LEFT_OPEN if name not in OF_STABLE or self.network == "stable"]
+        given = {name: getattr(made, name) for name in names} | {"synthesiser": self._synthesiser_kind(made)}
+        return replace(self, optimization=optimization, **given)
 
     @property
     def layers_of_blocks(self) -> tuple[int, ...]:
@@ -208,11 +214,13 @@ class Decoupled(Recipe):
             return optimization.scheduler(optimizer, made.epochs * epoch_steps)
 
         if self.method in APART:
-            guessers = [self._synthesiser(shape, examples).to(device) for shape in between]
+            guessers = None
+            if self.method == "synthetic":
+                guessers = [self._synthesiser(made, shape, examples).to(device) for shape in between]
             rule = SyntheticGradients(
                 parts,
                 optimization.optimizer,
-                guessers if self.method == "synthetic" else None,
+                guessers,
                 inputs=self._input_synthesisers(between, examples, device),
                 synthesis=partial(optim.Adam, lr=self.synthesis_rate),
                 how=self._how(epoch_steps),
@@ -236,14 +244,15 @@ class Decoupled(Recipe):
     def _choice(self) -> StableChoice:
         """What serves the data set, with what is given in place of its own."""
         given = {name: getattr(self, name) for name in LEFT_OPEN}
-        return replace(usual_for(self.data), **{name: value for name, value in given.items() if value is not None})
+        usual = usual_for(self.data, self.convolutional if self.network == "stable" else False)
+        return replace(usual, **{name: value for name, value in given.items() if value is not None})
 
     def _network(self, made: StableChoice, examples: Dataset) -> nn.Module:
         inputs = math.prod(examples.input_shape)
         if self.network == "feed-forward":
             return FeedForward([inputs, *[made.width] * (made.depth - 1), examples.outputs], activation="tanh")
         return StableNetwork(
-            inputs,
+            examples.input_shape if made.convolutional else inputs,
             examples.outputs,
             dynamics=self.dynamics,
             width=made.width,
@@ -263,9 +272,12 @@ class Decoupled(Recipe):
         waiting = (self.warmup + (self.levels - 1) * self._choice().epochs) * epoch_steps
         return Decoupling(self.delay, self.true_share, waiting, self.least_cosine, self.free)
 
-    def _synthesiser(self, shape: Iterable[int], examples: Dataset) -> Synthesiser:
+    def _synthesiser_kind(self, made: StableChoice) -> str:
+        return self.synthesiser or ("convolutional" if made.convolutional else "linear")
+
+    def _synthesiser(self, made: StableChoice, shape: Iterable[int], examples: Dataset) -> Synthesiser:
         classes = examples.outputs if self.conditioned else 0
-        return Synthesiser(tuple(shape), classes, self.synthesiser, self.hidden)
+        return Synthesiser(tuple(shape), classes, self._synthesiser_kind(made), self.hidden)
 
     def _input_synthesisers(
         self, shapes: Iterable[tuple[int, ...]], examples: Dataset, device: torch.device

@@ -20,6 +20,7 @@ METHODS = {
     "backprop": "backprop",
 }
 Method = Literal["synthetic", "stale", "locked", "frozen", "backprop", "ddp", "gpipe", "1f1b"]
+IMAGES = ("digits", "mnist", "fashion", "cifar10")
 LEVELLED = ("synthetic", "locked")
 ONLY_OF: dict[str, tuple[str, ...]] = {  # fields that other methods refuse
     "true_share": ("synthetic",),
@@ -40,8 +41,13 @@ CITATIONS = {
 }
 
 
-def check_fields(recipe: Decoupled) -> None:
-    """Refuse fields that contradict each other or the method, or are out of range: a ConfigurationError."""
+def check_fields(recipe: Decoupled, convolutional: bool) -> None:
+    """Refuse fields that contradict each other or the method, or are out of range: a ConfigurationError.
+
+    Args:
+        recipe: whose fields these are.
+        convolutional: whether its network is.
+    """
     if recipe.balance and recipe.blocks not in (2, len(recipe.balance)):
         raise ConfigurationError(
             f"balance names {len(recipe.balance)} blocks and blocks is {recipe.blocks}; leave blocks out"
@@ -64,10 +70,22 @@ def check_fields(recipe: Decoupled) -> None:
         raise ConfigurationError("true gradients without delay are not stale: choose the method locked")
     if recipe.network == "feed-forward" and recipe.time is not None:
         raise ConfigurationError("a feed-forward network has no time; leave it out, or choose network stable")
+    if recipe.network == "feed-forward" and recipe.convolutional:
+        raise ConfigurationError("a feed-forward network has no convolutions; leave them out, or choose network stable")
+    if recipe.convolutional and recipe.data not in IMAGES:
+        raise ConfigurationError(
+            f"convolutions are of images, and {recipe.data} is points of the plane; leave convolutional out, or choose "
+            f"{', '.join(IMAGES)}"
+        )
     if recipe.levels > 1 and (recipe.network != "stable" or recipe.method not in LEVELLED):
         raise ConfigurationError(
             f"levels belong to stable networks and the methods {' and '.join(LEVELLED)}; given {recipe.levels} "
             f"levels with network {recipe.network} and method {recipe.method}"
+        )
+    if recipe.synthesiser == "convolutional" and not convolutional:
+        raise ConfigurationError(
+            f"a convolutional synthesiser is of convolutional networks; given network {recipe.network} of "
+            f"{recipe.data}: choose synthesiser linear or mlp, or a stable network with convolutional True"
         )
     if not (recipe.timeout > 0 and math.isfinite(recipe.timeout)):
         raise ConfigurationError(f"timeout is a number of seconds above 0; given {recipe.timeout}")

@@ -94,7 +94,7 @@ class Comparison:
             raise ConfigurationError(f"seeds is a whole number of at least 1; given {self.seeds}")
 
 
-def predict(recipe: Decoupled, how: Comparison) -> dict[str, Any]:
+def predict_costs(recipe: Decoupled, how: Comparison) -> dict[str, Any]:
     """What synthetic gradients promise of the recipe's network here: see `synaptome.recipes.block_prediction`.
 
     Raises:
@@ -137,17 +137,21 @@ def run_ways(recipe: Decoupled, how: Comparison, ways: Sequence[Way] = WAYS) -> 
         running.build(_cell(recipe, way, how, how.seed).settings)
     cells = [_cell(recipe, way, how, seed) for seed in seeds for way in ways]
     paths = prepare_cells(cells, how.out)
+    prediction: dict[str, Any] = {}  # the same for all seeds
     with StopRequest() as stop:
         for number, (cell, path) in enumerate(zip(cells, paths, strict=True)):
             way = ways[number % len(ways)]
+            if way.method == "synthetic" and not is_done(path):
+                prediction = prediction or _predicted(cell.settings, recipe.timeout, stop)
             cost = read_json(path / FILE) if is_done(path) else _timed(way, cell.settings, path, how, stop)
             if cost is None:
                 raise Interrupted(
                     stop.signum or 0,
                     f"{number} of {len(paths)} runs are through, and no process is left; the same command goes on",
                 )
+            told = prediction if way.method == "synthetic" else {}
             with storage_errors(f"writing {path / FILE}"):
-                write_json(path / FILE, cost | {"accuracy": how.accuracy, "place": WAYS.index(way)})
+                write_json(path / FILE, cost | told | {"accuracy": how.accuracy, "place": WAYS.index(way)})
     return paths
 
 
@@ -182,16 +186,18 @@ def _cell(recipe: Decoupled, way: Way, how: Comparison, seed: int) -> Cell:
     return Cell(f"{re.sub('[^a-z0-9]+', '-', way.name.lower())}_seed-{seed}", {}, settings)
 
 
+def _predicted(settings: RunSettings, timeout: float, stop: StopRequest) -> dict[str, Any]:
+    """What is to be written of the prediction: itself, or why there is none."""
+    ended = together(PREDICT, settings, 1, timeout, stop, quiet=True)
+    if ended is None:
+        return {}  # it was stopped, as the run will be
+    return {"prediction": ended.told[0].get("prediction"), "prediction_failure": ended.failure}
+
+
 def _timed(way: Way, settings: RunSettings, path: Path, how: Comparison, stop: StopRequest) -> dict[str, Any] | None:
     """Run a way in a folder that holds nothing else; what it cost, or None if it was stopped."""
     made = cast(Decoupled, settings.recipe)
     processes = made.block_count * made.replicas if way.shared else 1
-    prediction = None
-    if way.method == "synthetic":
-        ended = together(PREDICT, settings, 1, made.timeout, stop, quiet=True)
-        if ended is None:
-            return None
-        prediction = ended.told[0].get("prediction")  # there is none if it failed, as the run then will
     remove_run(path)
     ended = together(str(path), settings, processes, made.timeout, stop, quiet=how.quiet)
     if ended is None:
@@ -204,7 +210,6 @@ def _timed(way: Way, settings: RunSettings, path: Path, how: Comparison, stop: S
         "threads": way.threads,
         "batch": made.batch,
         "peak_mb": [told.get("peak_mb") for told in ended.told],
-        "prediction": prediction,
         "exit_code": ended.exit_code,
         "failure": ended.failure,
     }

@@ -19,7 +19,7 @@ class OptimizationChoice:
 
     Args:
         name: class in torch.optim, in any case; adam if not given.
-        rate: initial learning rate, positive; 0.01 for points of the plane and 2e-3 for images if not given.
+        rate: initial learning rate, positive; what serves the recipe and the data set if not given.
         momentum: for optimizers that have it; 0 if not given.
         weight_decay: for optimizers that have it; 0 if not given. It acts on the weights of each layer, of which a
             deeper level has more.

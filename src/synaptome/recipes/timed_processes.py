@@ -94,7 +94,8 @@ def _started(words: Sequence[str], processes: int, threads: int) -> Iterator[lis
         yield every
     finally:
         for process in every:
-            process.kill()
+            if process.poll() is None:  # all of its session: what it has started itself holds its pipe
+                os.killpg(process.pid, signal.SIGKILL)
         for process in every:
             with suppress(ValueError):  # already read to its end
                 process.communicate()

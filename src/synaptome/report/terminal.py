@@ -9,9 +9,9 @@ from typing import Any
 
 from rich.console import Console
 
-from synaptome.report.block_costs import BlockCosts, block_costs, costs_table
 from synaptome.report.measured import read_final_of_all
 from synaptome.report.populations import population_table
+from synaptome.report.prediction import Prediction, costs_table, first_prediction
 from synaptome.report.robustness import pruning
 from synaptome.report.table import Group, group_runs, percent, summary_table
 from synaptome.report.ways import ways_table
@@ -19,38 +19,41 @@ from synaptome.report.writing import write_report
 from synaptome.training.run import RunRecord
 
 
-def show(records: Sequence[RunRecord], destination: Path) -> None:
+def show(records: Sequence[RunRecord], destination: Path, *, timed: bool = False) -> None:
     """Print the tables of the runs, write their report, and say where it is.
 
     Args:
         records: at least one.
         destination: of the report, an HTML file.
+        timed: whether they are ways to train that were timed, of which the table of ways says enough.
 
     Raises:
         RunError: the report cannot be written; or the measures of a population of networks are damaged.
     """
     console, groups = Console(), group_runs(records)
-    console.print(summary_table(records))
+    compared = ways_table(records)
+    if not timed:
+        console.print(summary_table(records))
+    if compared is not None:
+        console.print(compared)
     if (networks := population_table(groups)) is not None:
         console.print(networks)
-    if (compared := ways_table(records)) is not None:
-        console.print(compared)
-    if (costs := block_costs(records)) is not None:
-        _print_costs(costs, console)
+    if (prediction := first_prediction(records)) is not None:
+        _print_costs(prediction, console)
     _show_pruned(groups)
     print(f"report: {write_report(records, destination, tell=_warn)}")
 
 
 def show_costs(prediction: dict[str, Any]) -> None:
     """Print what `synaptome.recipes.block_prediction.predicted` has found."""
-    costs = BlockCosts.of(prediction)
-    assert costs is not None
-    _print_costs(costs, Console())
+    read = Prediction.of(prediction)
+    assert read is not None
+    _print_costs(read, Console())
 
 
-def _print_costs(costs: BlockCosts, console: Console) -> None:
-    console.print(costs_table(costs))
-    console.print(f"{costs.said()} Costs are in milliseconds of a step.", soft_wrap=True)
+def _print_costs(prediction: Prediction, console: Console) -> None:
+    console.print(costs_table(prediction))
+    console.print(f"{prediction.said()} Costs are in milliseconds of a step.", soft_wrap=True)
 
 
 def _show_pruned(groups: Sequence[Group]) -> None:

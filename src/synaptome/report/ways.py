@@ -51,6 +51,7 @@ class Way:
         speed: how many times as many steps a second as the baseline, the median over the seeds.
         predicted: the same by the cost model.
         failures: why runs ended before they were done.
+        unpredicted: why there is no prediction where there should be one; else empty.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Way:
     speed: float | None
     predicted: float | None
     failures: tuple[str, ...]
+    unpredicted: str = ""
 
 
 def ways(runs: Sequence[RunRecord]) -> list[Way]:
@@ -106,6 +108,7 @@ def _way(name: str, runs: Sequence[tuple[RunRecord, dict[str, Any]]], baseline: 
         speed=statistics.median(speeds) if speeds else None,
         predicted=statistics.median(predictions) if predictions else None,
         failures=tuple(clean(cost["failure"]) for _, cost in runs if cost.get("failure")),
+        unpredicted=next((clean(cost["prediction_failure"]) for _, cost in runs if cost.get("prediction_failure")), ""),
     )
 
 
@@ -205,6 +208,11 @@ def ways_section(found: Sequence[Way], address: str) -> Html:
         tag("p", tag("strong", f"{way.name} failed:"), f" {failure}", class_="notice")
         for way in found
         for failure in way.failures
+    ]
+    failed += [
+        tag("p", tag("strong", "No prediction:"), f" {way.unpredicted}", class_="notice")
+        for way in found
+        if way.unpredicted
     ]
     body = table(list(shown), list(zip(*shown.values(), strict=True)), "Ways side by side", ("way",))
     data = tag("p", "Data: ", tag("a", address, href=address), class_="note")

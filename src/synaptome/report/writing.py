@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 from synaptome.errors import ConfigurationError, RunError
 from synaptome.report import measures
-from synaptome.report.block_costs import block_costs, costs_section
 from synaptome.report.curves import charts, csv_text
 from synaptome.report.film import FilmFigure
 from synaptome.report.page import render
+from synaptome.report.prediction import costs_section, first_prediction
 from synaptome.report.table import group_runs
 from synaptome.report.ways import ways, ways_csv, ways_section
 
@@ -51,7 +51,8 @@ def write_report(
         raise ConfigurationError(f"a report is an HTML file: expected a name ending in .html, not {destination.name!r}")
     groups = group_runs(runs)
     folder = destination.with_name(f"{destination.stem}-data")
-    curves, found, compared, costs = charts(groups), measures.find(groups), ways(runs), block_costs(runs)
+    curves, found, compared = charts(groups), measures.find(groups), ways(runs)
+    predicted = first_prediction(runs)
     figures = [*(chart.name for chart in curves), *(each.name for each in found.figures)]
     first, second, *names = _file_names(["ways", "blocks", *figures])
     drawn = dict(zip(names, curves, strict=False))
@@ -60,13 +61,13 @@ def write_report(
     shown = {f"{folder.name}/{name}": chart for name, chart in drawn.items()}
     sections = [
         *([ways_section(compared, f"{folder.name}/{first}")] if compared else []),
-        *([costs_section(costs, f"{folder.name}/{second}")] if costs else []),
+        *([costs_section(predicted, f"{folder.name}/{second}")] if predicted else []),
     ]
     page = render(groups, shown, found, addresses, sections)
     texts = {name: csv_text(chart) for name, chart in drawn.items()}
     texts |= {name: figure.csv_text() for name, figure in measured.items()}
     texts |= {first: ways_csv(compared)} if compared else {}
-    texts |= {second: costs.csv_text()} if costs else {}
+    texts |= {second: predicted.csv_text()} if predicted else {}
     data = {name: text.encode() for name, text in texts.items()}
     data |= {measures.gif_name(name): each.gif() for name, each in measured.items() if isinstance(each, FilmFigure)}
     try:

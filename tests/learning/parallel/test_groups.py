@@ -8,6 +8,7 @@ import torch
 from torch import distributed
 
 from synaptome.errors import ConfigurationError, WorkerLostError
+from synaptome.learning.parallel import groups
 from synaptome.learning.parallel.groups import listening, own_group
 
 # Threads of torch get Python's lock only when the process waits for something, so that they let go of tensors late.
@@ -57,10 +58,23 @@ def test_there_is_somebody_to_share_with(alone):
         own_group(2.5)
 
 
+def test_leaving_ends_the_group_and_says_nothing_of_one_that_is_lost(alone, monkeypatch):
+    groups._leave()
+    assert not distributed.is_initialized()
+    groups._leave()
+    with monkeypatch.context() as patch:
+        patch.setattr(distributed, "is_initialized", lambda: True)
+        groups._leave()  # as if it could not be destroyed
+
+
 def test_a_process_ends_well_right_after_a_collective_call(tmp_path):
     """Without `leave_at_exit` every fifth process is aborted."""
     for attempt in range(3):
         words = [sys.executable, "-c", ENDING, tmp_path / f"store-{attempt}"]
         both = [subprocess.Popen([*words, str(rank)], stderr=subprocess.PIPE, text=True) for rank in range(2)]
-        told = [process.communicate(timeout=100)[1] for process in both]
+        try:
+            told = [process.communicate(timeout=100)[1] for process in both]
+        finally:
+            for process in both:
+                process.kill()
         assert [process.returncode for process in both] == [0, 0], told

@@ -6,7 +6,7 @@ import atexit
 import gc
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import cache
 
@@ -41,7 +41,7 @@ def own_group(timeout: float) -> distributed.ProcessGroup:
 
 @cache
 def leave_at_exit() -> None:
-    """Let this process leave its groups when it ends, if nobody has before; for all that makes collective calls.
+    """Let this process leave all groups, the user's too, when it ends; for all that makes collective calls.
 
     A thread of torch holds the tensors of a collective call a little longer than the call takes. If it lets go of them
     when Python is being taken down, the process is aborted, with exit code -6 after all of its work
@@ -53,7 +53,8 @@ def leave_at_exit() -> None:
 def _leave() -> None:
     gc.collect()  # a group that nobody refers to waits for its threads when it is destroyed
     if distributed.is_initialized():
-        distributed.destroy_process_group()
+        with suppress(Exception):  # of a group that has lost a process; its error has been told
+            distributed.destroy_process_group()
     time.sleep(LETTING_GO)  # of a group that is referred to, threads take Python's lock in this time
 
 

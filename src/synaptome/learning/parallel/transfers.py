@@ -15,6 +15,7 @@ from torch import distributed
 from torch.multiprocessing.spawn import ProcessException, spawn
 
 from synaptome.errors import WorkerLostError
+from synaptome.learning.parallel.groups import leave_at_exit
 from synaptome.learning.parallel.lines import Line
 from synaptome.learning.parallel.messages import ACTIVITY
 
@@ -25,9 +26,9 @@ TIMEOUT = 60.0
 def measured_transfers(shapes: Sequence[Sequence[int]], batch: int, dtype: torch.dtype = torch.float32) -> list[float]:
     """Seconds that a process works for each border between two blocks in a step: on one tensor each way.
 
-    Measured over gloo, between two fresh processes of this machine. Each gives a tensor away and takes one in, again
-    and again, with room made before, as blocks do. Time of the processor counts, of all threads, and not that of
-    waiting: what comes while a block computes is not waited for.
+    Measured over gloo, between two fresh processes of this machine, which a script must guard itself from with
+    `if __name__ == "__main__":`. Each gives a tensor away and takes one in, again and again. Time of the processor
+    counts, of all threads, and not that of waiting: what comes while a block computes is not waited for.
 
     Args:
         shapes: of an example's activity at each border.
@@ -46,9 +47,10 @@ def measured_transfers(shapes: Sequence[Sequence[int]], batch: int, dtype: torch
         told = Path(folder) / "told"
         try:
             spawn(_exchange, (Path(folder) / "meeting", told, shapes, batch, dtype), nprocs=2)  # type: ignore[no-untyped-call]
-        except ProcessException as error:
+        except (ProcessException, OSError) as error:
             raise WorkerLostError(
-                f"transfers between two processes could not be measured: {str(error).splitlines()[-1]}"
+                f"transfers between two processes could not be measured ({str(error).splitlines()[-1]}); see what they "
+                f"say, and whether this machine lets a program start two more"
             ) from error
         found: list[float] = json.loads(told.read_text())
         return found
@@ -59,14 +61,16 @@ def _exchange(
 ) -> None:
     """What each of the two processes does; the first one tells."""
     torch.set_num_threads(1)
+    leave_at_exit()
+    # Not by the path's address: torch takes an escaped one, of a space or an accent, as it stands.
+    store = distributed.FileStore(str(meeting), 2)  # type: ignore[attr-defined]
     seconds = timedelta(seconds=TIMEOUT)
-    distributed.init_process_group("gloo", init_method=meeting.as_uri(), rank=rank, world_size=2, timeout=seconds)
+    distributed.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=seconds)
     line = Line(1 - rank, TIMEOUT)
     found = [_median(line, torch.zeros(batch, *shape, dtype=dtype)) for shape in shapes]
     if rank == 0:
         told.write_text(json.dumps(found))
     distributed.barrier()
-    distributed.destroy_process_group()
 
 
 def _median(line: Line, tensor: torch.Tensor) -> float:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,13 @@ def cost(path):
 
 def children(pid):
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def family(pid):
+    """All that a process has started, and that these have."""
+    with suppress(OSError):
+        return [each for child in children(pid) for each in (child, *family(child))]
+    return []
 
 
 def wait(condition, process, seconds=100):
@@ -147,6 +155,22 @@ def test_a_signal_ends_all_processes(tmp_path, command, signum):
     said = process.communicate(timeout=60)[1]
     assert process.returncode == 128 + signum, said
     assert "0 of 9 runs are through, and no process is left; the same command goes on" in said
+    assert not any(Path(f"/proc/{pid}").exists() for pid in working)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc").exists(), reason="processes are found in /proc")
+def test_a_signal_ends_the_measuring_of_costs_with_all_that_it_has_started(command):
+    process = command("--data", "digits", "--width", "16", "--depth", "64", "--costs-only")
+    wait(lambda: len(family(process.pid)) > 3, process)  # the one that measures, and two that exchange tensors
+    working = family(process.pid)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=30)[1]
+    assert process.returncode == 130, said
+    assert "no process is left" in said
+    until = time.monotonic() + 5  # the kernel takes a moment
+    while any(Path(f"/proc/{pid}").exists() for pid in working) and time.monotonic() < until:
+        time.sleep(0.05)
     assert not any(Path(f"/proc/{pid}").exists() for pid in working)
 
 

@@ -127,7 +127,7 @@ def test_the_report_has_the_table_and_its_data(four, tmp_path, capsys):
     assert "<h2>What the blocks cost</h2>" in page
     # Of seed 0, the first with a prediction.
     assert (
-        "promise 1.80 times the steps of one process; 2.00 were measured. Of balances 2 + 2 promises most: 1.90" in page
+        "promise 1.80 times the steps of one process; 2.00 were measured. The balance 2 + 2 promises most: 1.90" in page
     )
     rows = list(csv.DictReader(io.StringIO((tmp_path / "report-data" / "blocks.csv").read_text())))
     assert rows[1] == {
@@ -137,7 +137,7 @@ def test_the_report_has_the_table_and_its_data(four, tmp_path, capsys):
     told = capsys.readouterr().out
     assert "1.50 (1.70)" in told
     assert re.search(r"1 +3 +1.00 +2.00 +0.50 +0.25 +0.12 +3.88", told)
-    assert "Of balances 2 + 2 promises most: 1.90 times." in told
+    assert "The balance 2 + 2 promises most: 1.90 times." in told
 
 
 def test_the_best_balance_is_said_to_be_the_best():

@@ -15,7 +15,7 @@ from synaptome.recipes import running
 from synaptome.recipes.decoupled import Decoupled
 from synaptome.recipes.recipe import RunSettings
 
-WORTH_WHILE = 1.02  # a balance that promises less more than that is not proposed: measurements differ as much
+WORTH_WHILE = 1.02  # times the speed that another balance must promise to be proposed: measurements differ as much
 
 
 def predicted(settings: RunSettings) -> dict[str, Any]:

@@ -106,7 +106,7 @@ def predict_costs(recipe: Decoupled, how: Comparison) -> dict[str, Any]:
     with StopRequest() as stop:
         ended = together(PREDICT, settings, 1, recipe.timeout, stop, quiet=True)
         if ended is None:
-            raise Interrupted(stop.signum or 0, "nothing was written, and no process is left")
+            raise Interrupted(stop.signum or 0, "costs were not measured to their end, and no process is left")
     if ended.failure:
         raise _CLASSES.get(ended.exit_code, SynaptomeError)(ended.failure)
     prediction: dict[str, Any] = ended.told[0]["prediction"]
@@ -141,15 +141,18 @@ def run_ways(recipe: Decoupled, how: Comparison, ways: Sequence[Way] = WAYS) -> 
     with StopRequest() as stop:
         for number, (cell, path) in enumerate(zip(cells, paths, strict=True)):
             way = ways[number % len(ways)]
-            if way.method == "synthetic" and not is_done(path):
-                prediction = prediction or _predicted(cell.settings, recipe.timeout, stop)
-            cost = read_json(path / FILE) if is_done(path) else _timed(way, cell.settings, path, how, stop)
+            told: dict[str, Any] = {}
+            if is_done(path):
+                cost: dict[str, Any] | None = read_json(path / FILE)
+            else:
+                if way.method == "synthetic":
+                    told = prediction = prediction or _predicted(cell.settings, recipe.timeout, stop)
+                cost = _timed(way, cell.settings, path, how, stop)
             if cost is None:
                 raise Interrupted(
                     stop.signum or 0,
                     f"{number} of {len(paths)} runs are through, and no process is left; the same command goes on",
                 )
-            told = prediction if way.method == "synthetic" else {}
             with storage_errors(f"writing {path / FILE}"):
                 write_json(path / FILE, cost | told | {"accuracy": how.accuracy, "place": WAYS.index(way)})
     return paths

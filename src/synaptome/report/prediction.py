@@ -75,7 +75,7 @@ class Prediction:
         )
         if self.proposed == self.balance:
             return f"{first} No balance with a layer in each block promises clearly more."
-        return f"{first} Of balances {_sum(self.proposed)} promises most: {self.proposed_speed:.2f} times."
+        return f"{first} The balance {_sum(self.proposed)} promises most: {self.proposed_speed:.2f} times."
 
     def columns(self) -> dict[str, list[str]]:
         """The table as it is shown: heading to cells, in milliseconds. Without replays there is no column of them."""
